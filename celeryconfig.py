@@ -1,0 +1,49 @@
+"""
+Settings of Celery. URLs and limits come from `morpheo.config`; the reasons are in docs/decisions.md.
+
+The database holds the outcome of every job, so there is no result backend, and a lost or doubled message is harmless:
+a lease in the database, not the broker, decides who runs a job.
+"""
+
+from morpheo.config import Settings
+
+_settings = Settings.from_env()
+#: Longest that a job of five containers and two builds can take; the real deadlines are the containers'.
+_longest_job_s = 2 * _settings.build_timeout_s + 3 * max(_settings.learn_timeout_s, _settings.predict_timeout_s)
+
+broker_url = _settings.broker
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None
+# An unacknowledged message comes back after this time; sooner would only wake workers for nothing.
+visibility_timeout = _longest_job_s + 900
+broker_transport_options = {
+    "visibility_timeout": visibility_timeout,
+    "unacked_restore_interval": 10,
+    "unacked_restore_throttle": 1,
+    "socket_keepalive": True,
+    "socket_connect_timeout": 5,
+    "health_check_interval": 25,
+}
+
+result_backend = None
+task_ignore_result = True
+task_serializer = "json"
+accept_content = ["json"]
+imports = ("morpheo.tasks",)
+
+task_default_queue = "jobs"
+task_acks_late = True
+task_reject_on_worker_lost = False  # the lease redelivers, and counts
+task_publish_retry = True
+task_publish_retry_policy = {"max_retries": 1, "interval_start": 0.2}
+task_time_limit = _longest_job_s + 600
+task_soft_time_limit = _longest_job_s + 300
+task_send_sent_event = True
+
+worker_concurrency = _settings.worker_concurrency
+worker_prefetch_multiplier = 1
+worker_send_task_events = True
+worker_hijack_root_logger = False
+worker_cancel_long_running_tasks_on_connection_loss = False
+worker_soft_shutdown_timeout = _settings.stop_grace_s
+worker_enable_soft_shutdown_on_idle = False

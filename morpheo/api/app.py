@@ -1,0 +1,92 @@
+"""What the services have in common: an application with one error shape, health, and a bounded body."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from flask import Flask, Response, current_app, jsonify
+from flask_smorest import Api
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import ClientDisconnected
+
+from morpheo import __version__
+from morpheo.api import errors
+from morpheo.errors import InvalidInput, Unavailable
+from morpheo.resources import Resources
+from morpheo.storage.blobs import Source
+
+HealthChecks = Mapping[str, Callable[[], None]]
+
+
+class MorpheoApi(Api):
+    """flask-smorest, with the project's error handlers in place of its own."""
+
+    def _register_error_handlers(self) -> None:
+        errors.register(self._app)
+
+
+def create_app(name: str, title: str, resources: Resources) -> tuple[Flask, MorpheoApi]:
+    """Return an application that knows its resources, and its OpenAPI registry."""
+    app = Flask(name)
+    app.url_map.strict_slashes = False
+    app.json.compact = True  # type: ignore[attr-defined]  # of Flask's default provider
+    app.config.update(
+        API_TITLE=title,
+        API_VERSION=__version__,
+        OPENAPI_VERSION="3.1.0",
+        OPENAPI_URL_PREFIX="/",
+        OPENAPI_JSON_PATH="openapi.json",
+    )
+    app.extensions["morpheo"] = resources
+    app.after_request(_harden)
+    return app, MorpheoApi(app)
+
+
+def current_resources() -> Resources:
+    """Return the resources of the application that serves this request."""
+    resources: Resources = current_app.extensions["morpheo"]
+    return resources
+
+
+def health(checks: HealthChecks) -> Response:
+    """Answer 200 if every check passes, else 503 and which did not."""
+    states = {}
+    for name, check in checks.items():
+        try:
+            check()
+            states[name] = "ok"
+        except Unavailable as exc:
+            states[name] = str(exc)
+    healthy = all(state == "ok" for state in states.values())
+    response = jsonify({"status": "ok" if healthy else "unavailable", "checks": states})
+    response.status_code = 200 if healthy else 503
+    return response
+
+
+class BodySource:
+    """
+    The body of a request, exactly as long as announced.
+
+    Raises `InvalidInput` on the read that shows that the client hung up; a server would only give fewer bytes.
+    """
+
+    def __init__(self, stream: Source, length: int | None) -> None:
+        self._stream = stream
+        self._length = length
+        self.count = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return at most `size` bytes; none at the end."""
+        try:
+            piece = self._stream.read(size)
+        except (OSError, ParseException, ClientDisconnected) as exc:
+            raise InvalidInput("the body ended before its end; send it again") from exc
+        self.count += len(piece)
+        if not piece and size != 0 and self._length is not None and self.count < self._length:
+            raise InvalidInput(f"the body has {self.count} bytes, but Content-Length says {self._length}")
+        return piece
+
+
+def _harden(response: Response) -> Response:
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    return response

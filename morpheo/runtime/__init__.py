@@ -1,0 +1,1 @@
+"""How containers are run: images, archives, workspaces, caches, and the engine behind one contract."""

@@ -1,0 +1,155 @@
+"""
+What a node keeps so that no byte is fetched and no image is made twice.
+
+::
+
+    <data_dir>/cache/
+        blobs/sha256/<digest>    read-only files, hard-linked into workspaces
+        detarget/<key>/          test sets without their targets
+        locks/                   one file for each thing that is being fetched or built
+
+A file that a workspace has linked has a second link, and is not evicted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from morpheo.errors import CorruptBlob, Interrupted
+from morpheo.models import Artifact
+from morpheo.runtime.contract import Interrupt
+
+OpenBlob = Callable[[str], AbstractContextManager[Iterator[bytes]]]
+
+#: How often a job that waits for another's fetch or build looks whether it was told to stop, in seconds.
+LOCK_POLL_S = 1.0
+
+
+class NodeCache:
+    """
+    The caches of one machine, shared by all its workers.
+
+    Args:
+        folder: Where; on the same file system as the workspaces.
+        open_blob: Opens a blob by its key.
+        max_bytes: Least recently used blobs go when there is more.
+    """
+
+    def __init__(self, folder: Path, open_blob: OpenBlob, *, max_bytes: int) -> None:
+        self._blobs = folder / "blobs" / "sha256"
+        self._detarget = folder / "detarget"
+        self._locks = folder / "locks"
+        self._open_blob = open_blob
+        self._max_bytes = max_bytes
+
+    @contextlib.contextmanager
+    def lock(self, name: str, interrupt: Interrupt) -> Iterator[None]:
+        """
+        Hold a lock that all workers of this machine share.
+
+        Raises:
+            Interrupted: the interrupt was set while somebody else held it.
+        """
+        self._locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._locks / name)
+        while True:
+            if interrupt.reason is not None:
+                raise Interrupted(interrupt.reason)
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=LOCK_POLL_S)
+                break
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def link(self, artifact: Artifact, target: Path, interrupt: Interrupt) -> None:
+        """
+        Make a blob appear as a read-only file, fetched only if this machine does not have it.
+
+        Raises:
+            NotFound: the blob store does not have it.
+            CorruptBlob: what the blob store has is something else.
+            Interrupted: the interrupt was set.
+        """
+        cached = self._blobs / artifact.sha256
+        while True:
+            try:
+                os.link(cached, target)
+            except FileNotFoundError:
+                with self.lock(artifact.sha256, interrupt):
+                    if not cached.exists():
+                        self._fetch(artifact, cached, interrupt)
+            else:
+                os.utime(cached)  # the time of its last use
+                return
+
+    def _fetch(self, artifact: Artifact, cached: Path, interrupt: Interrupt) -> None:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        descriptor, name = tempfile.mkstemp(dir=cached.parent)
+        try:
+            with open(descriptor, "wb") as file, self._open_blob(artifact.blob_key) as pieces:
+                for piece in pieces:
+                    if interrupt.reason is not None:
+                        raise Interrupted(interrupt.reason)
+                    digest.update(piece)
+                    file.write(piece)
+            if digest.hexdigest() != artifact.sha256:
+                raise CorruptBlob(f"the blob of {artifact.kind} {artifact.id} has changed since it was stored")
+            Path(name).chmod(0o444)
+            Path(name).rename(cached)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        self._evict()
+
+    def _evict(self) -> None:
+        files = []
+        for path in self._blobs.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                files.append((path, path.stat()))
+        excess = sum(stat.st_size for _, stat in files) - self._max_bytes
+        for path, stat in sorted(files, key=lambda item: item[1].st_mtime):
+            if excess <= 0:
+                break
+            if stat.st_nlink == 1:
+                path.unlink(missing_ok=True)
+                excess -= stat.st_size
+
+    def link_detargeted(self, key: str, folder: Path) -> bool:
+        """Fill a folder with a test set whose targets were hidden before; False if this one is not here."""
+        cached = self._detarget / key
+        if not cached.is_dir():
+            return False
+        for path in cached.iterdir():
+            os.link(path, folder / path.name)
+        return True
+
+    def keep_detargeted(self, key: str, folder: Path) -> None:
+        """Remember a test set whose targets are hidden; its files must not change any more."""
+        self._detarget.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=self._detarget))
+        for path in folder.iterdir():
+            if path.is_file():
+                os.link(path, temporary / path.name)
+        try:
+            temporary.rename(self._detarget / key)
+        except OSError:  # another job was faster
+            shutil.rmtree(temporary)
+
+
+def detarget_key(problem: Artifact, test_data: list[Artifact]) -> str:
+    """Return the name under which the result of detarget is kept: it depends on nothing else."""
+    members = sorted(f"{item.id} {item.sha256}" for item in test_data)
+    digest = hashlib.sha256("\n".join(members).encode()).hexdigest()
+    return f"{problem.sha256}-{digest}"

@@ -1,0 +1,119 @@
+"""
+The folder of one attempt at a job.
+
+::
+
+    <data_dir>/work/<job>-<attempt>/
+        test/          the hidden test data, with targets        read-only in detarget and perf
+        detargeted/    what detarget writes
+        train/         the train data, with a mount point ``pred``   read-only in train and perf
+        visible/       the harvested detargeted test data, with a mount point ``pred``; read-only in train and perf
+        model/         the model to start from; what train writes
+        train_pred/    what train writes, mounted at train/pred
+        test_pred/     what train or predict writes, mounted at test/pred
+        perf/          what perf writes
+        harvest/       copies of outputs, which no container can write
+        tmp/           archives on their way
+
+Only ``detargeted``, ``model``, ``train_pred``, ``test_pred`` and ``perf`` belong to the containers' user.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+from morpheo.errors import RuntimeUnavailable
+from morpheo.runtime.contract import Bind, Folder, Owner, Step
+
+
+class Workspace:
+    """
+    A folder tree that lives as long as the ``with`` block, whatever happens in it.
+
+    Args:
+        root: Folder of all workspaces; the container engine sees it at the same path.
+        job_id: Whose.
+        attempt: Which try.
+        owner: User and group id of the containers.
+    """
+
+    def __init__(self, root: Path, *, job_id: UUID, attempt: int, owner: int) -> None:
+        self.path = root / f"{job_id}-{attempt}"
+        self._owner = owner
+
+    def __enter__(self) -> Self:
+        remove_tree(self.path)
+        try:
+            self.path.mkdir(parents=True, mode=0o711)
+            for folder in Folder:
+                (self.path / folder).mkdir(mode=0o755)
+                if folder.is_output:
+                    self._give_away(self.path / folder)
+            for name in ("harvest", "tmp"):
+                (self.path / name).mkdir(mode=0o700)
+        except OSError as exc:
+            remove_tree(self.path)
+            raise RuntimeUnavailable(f"no workspace could be made: {exc.strerror}") from exc
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        remove_tree(self.path)
+
+    def __getitem__(self, folder: Folder) -> Path:
+        return self.path / folder
+
+    def harvest(self, folder: Folder) -> Path:
+        """Return the folder for copies of an output."""
+        path = self.path / "harvest" / folder
+        path.mkdir(mode=0o755, exist_ok=True)
+        return path
+
+    def binds(self, step: Step) -> tuple[Bind, ...]:
+        """Return where a step's mounts are on this machine; makes the mount points that lie inside other mounts."""
+        binds = []
+        for mount in step.mounts:
+            for outer in step.mounts:
+                if mount.target.startswith(outer.target + "/"):
+                    (self[outer.folder] / mount.target.removeprefix(outer.target + "/")).mkdir(exist_ok=True)
+            source = self.harvest(mount.folder) if mount.harvested else self[mount.folder]
+            binds.append(Bind(source=source, target=mount.target, writable=mount.writable))
+        return tuple(binds)
+
+    def temporary(self, name: str) -> Path:
+        """Return the path of a temporary file."""
+        return self.path / "tmp" / name
+
+    def give(self, folder: Folder) -> None:
+        """Let the containers' user write to what was put into an output folder."""
+        for path in sorted((self.path / folder).rglob("*")):
+            self._give_away(path)
+
+    def _give_away(self, path: Path) -> None:
+        if os.getuid() == 0:
+            os.chown(path, self._owner, self._owner)
+
+
+def owner_of(path: Path) -> Owner | None:
+    """Return whose workspace a folder is, None if it is not one."""
+    job_id, _, attempt = path.name.rpartition("-")
+    try:
+        return Owner(job_id=UUID(job_id), attempt=int(attempt))
+    except ValueError:
+        return None
+
+
+def remove_tree(path: Path) -> None:
+    """
+    Remove a folder, if it is there.
+
+    By the ``rm`` program: a tree that a hostile program made can be too deep for `shutil.rmtree`.
+    """
+    if path.exists():
+        subprocess.run(["rm", "-rf", "--one-file-system", "--", str(path)], check=False, capture_output=True)

@@ -1,0 +1,1 @@
+"""What is kept: rows in a SQL database, bytes in a blob store."""

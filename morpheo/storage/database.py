@@ -1,0 +1,151 @@
+"""The database: an engine, and units of work that hand out repositories."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session, sessionmaker
+
+from morpheo.errors import Conflict, DatabaseUnavailable, MorpheoError
+from morpheo.storage.artifacts import ArtifactRepository
+from morpheo.storage.jobs import JobRepository
+
+#: How long a statement waits for a lock, in seconds.
+LOCK_TIMEOUT_S = 10
+
+
+class UnitOfWork:
+    """One transaction and the repositories that work in it."""
+
+    def __init__(self, session: Session) -> None:
+        self.artifacts = ArtifactRepository(session)
+        self.jobs = JobRepository(session)
+
+
+class Database:
+    """
+    Opens units of work on a SQLAlchemy URL; thread-safe, but not to be shared with a forked child.
+
+    Args:
+        url: ``sqlite:///…`` or ``postgresql+psycopg://…``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = _create_engine(url)
+        self._sessions = sessionmaker(self.engine)
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[UnitOfWork]:
+        """
+        Open a unit of work that commits at the end of the block, or rolls back if it raises.
+
+        Raises:
+            Conflict: a row with that key exists.
+            DatabaseUnavailable: the database does not answer.
+        """
+        with _mapped_errors(), self._sessions.begin() as session:
+            yield UnitOfWork(session)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[UnitOfWork]:
+        """
+        Open a unit of work that only reads; on SQLite it waits for no writer.
+
+        Raises:
+            DatabaseUnavailable: the database does not answer.
+        """
+        with _mapped_errors(), self._sessions() as session:
+            session.connection(execution_options={"morpheo_read": True})
+            yield UnitOfWork(session)
+
+    def check(self) -> None:
+        """
+        Find out whether the database answers and has its tables.
+
+        Raises:
+            DatabaseUnavailable: it does not, or has not.
+        """
+        with self.read() as work:
+            work.jobs.touch()
+
+    @contextlib.contextmanager
+    def connect(self) -> Iterator[Connection]:
+        """
+        Open a bare connection, for migrations.
+
+        Raises:
+            DatabaseUnavailable: the database does not answer.
+        """
+        with _mapped_errors(), self.engine.connect() as connection:
+            yield connection
+
+    def forget(self) -> None:
+        """Drop the connections without closing them: for a forked child, whose parent goes on using them."""
+        self.engine.dispose(close=False)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def _create_engine(url: str) -> Engine:
+    if make_url(url).get_backend_name() == "postgresql":
+        return create_engine(
+            url,
+            pool_pre_ping=True,
+            pool_recycle=1800,
+            pool_timeout=LOCK_TIMEOUT_S,
+            connect_args={
+                "connect_timeout": 5,
+                "options": f"-c lock_timeout={LOCK_TIMEOUT_S}s -c statement_timeout=30s"
+                " -c idle_in_transaction_session_timeout=60s",
+            },
+        )
+    path = make_url(url).database
+    if path and path != ":memory:":
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": LOCK_TIMEOUT_S})
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver must not open transactions by itself: _begin_sqlite does
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that reads and then writes would fail at once if another wrote in between: take the lock first.
+    reads_only = connection.get_execution_options().get("morpheo_read")
+    connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
+
+
+@contextlib.contextmanager
+def _mapped_errors() -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError as exc:
+        raise Conflict("a row with that id exists") from exc
+    except (OperationalError, InterfaceError, PoolTimeoutError) as exc:
+        raise DatabaseUnavailable(_hint(exc)) from exc
+    except DBAPIError as exc:
+        if exc.connection_invalidated or "UndefinedTable" in str(exc):
+            raise DatabaseUnavailable(_hint(exc)) from exc
+        raise MorpheoError("the database refused a statement") from exc
+    except SQLAlchemyError as exc:
+        raise MorpheoError("the database could not be used") from exc
+
+
+def _hint(exc: SQLAlchemyError) -> str:
+    if "no such table" in str(exc) or "UndefinedTable" in str(exc):
+        return "the database has no tables; run `morpheo migrate`"
+    return "the database does not answer; try again"

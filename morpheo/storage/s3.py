@@ -1,0 +1,163 @@
+"""Blobs as objects of an S3 server, such as MinIO."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import urllib3
+from minio import Minio
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from urllib3.exceptions import HTTPError
+
+from morpheo.errors import InvalidInput, NotFound, StorageUnavailable
+from morpheo.storage.blobs import CHUNK_SIZE, BlobStat, ExactSource, Source, checked_key
+
+MIB = 1 << 20
+#: Size of the parts of a stream of unknown length; at least one is in memory. 10,000 parts are 156 GiB.
+PART_SIZE = 16 * MIB
+#: The S3 protocol's largest number of parts.
+MAX_PARTS = 10_000
+
+
+class S3BlobStore:
+    """
+    A `morpheo.storage.blobs.BlobStore` in a bucket, through the MinIO client.
+
+    Args:
+        endpoint: ``host:port``.
+        bucket: Made at the first use if it does not exist.
+    """
+
+    def __init__(  # noqa: D107
+        self, endpoint: str, *, bucket: str, access_key: str, secret_key: str, region: str, secure: bool
+    ) -> None:
+        self._bucket = bucket
+        self._bucket_made = False
+        self._client = Minio(
+            endpoint,
+            access_key=access_key,
+            secret_key=secret_key,
+            region=region,
+            secure=secure,
+            # The SDK's own pool waits 5 minutes and retries for long; a caller here retries by itself.
+            http_client=urllib3.PoolManager(
+                maxsize=32,
+                timeout=urllib3.Timeout(connect=5, read=60),
+                retries=urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)),
+            ),
+        )
+
+    def put(self, key: str, source: Source, *, length: int | None = None) -> int:
+        """Store what the source gives, in one request if it is small."""
+        exact = ExactSource(source, length)
+        guarded = _GuardedSource(exact)
+        with _mapped_errors(key):
+            self._make_bucket()
+            try:
+                self._client.put_object(
+                    self._bucket,
+                    checked_key(key),
+                    guarded,  # type: ignore[arg-type]  # the SDK only calls read()
+                    length=-1 if length is None else length,
+                    part_size=PART_SIZE if length is None else max(PART_SIZE, -(-length // MAX_PARTS)),
+                    # A broken source leaks the threads of a parallel upload (minio-py 7.2.20).
+                    num_parallel_uploads=1,
+                )
+            except BaseException:
+                if guarded.error is not None:
+                    raise guarded.error from None
+                raise
+            exact.read(1)  # one byte too many is an error that the SDK, which counts, does not see
+        return exact.count
+
+    @contextlib.contextmanager
+    def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[Iterator[bytes]]:
+        """Open an object or a range of it."""
+        if length == 0:
+            self.stat(key)
+            yield iter(())
+            return
+        with _mapped_errors(key):
+            response = self._client.get_object(self._bucket, checked_key(key), offset=offset, length=length or 0)
+        try:
+            yield _stream(response, key)
+        finally:
+            response.close()
+            response.release_conn()
+
+    def stat(self, key: str) -> BlobStat:
+        """Return what is known of an object."""
+        with _mapped_errors(key):
+            stat = self._client.stat_object(self._bucket, checked_key(key))
+        return _to_stat(key, stat.size, stat.last_modified)
+
+    def delete(self, key: str) -> None:
+        """Remove an object."""
+        with contextlib.suppress(NotFound), _mapped_errors(key):
+            self._client.remove_object(self._bucket, checked_key(key))
+
+    def list(self, prefix: str = "") -> Iterator[BlobStat]:
+        """Return the objects whose key begins with `prefix`."""
+        with contextlib.suppress(NotFound), _mapped_errors(prefix):
+            for item in self._client.list_objects(self._bucket, prefix=prefix, recursive=True):
+                if item.object_name is not None:
+                    yield _to_stat(item.object_name, item.size, item.last_modified)
+
+    def check(self) -> None:
+        """Find out whether the bucket can be reached."""
+        with _mapped_errors(self._bucket):
+            self._make_bucket()
+            self._client.bucket_exists(self._bucket)
+
+    def _make_bucket(self) -> None:
+        if self._bucket_made:
+            return
+        if not self._client.bucket_exists(self._bucket):
+            try:
+                self._client.make_bucket(self._bucket)
+            except S3Error as exc:
+                if exc.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                    raise
+        self._bucket_made = True
+
+
+class _GuardedSource:
+    """Keeps the exception of a broken source, which the SDK would wrap or hide, and stays broken."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.error: BaseException | None = None
+
+    def read(self, size: int = -1, /) -> bytes:
+        if self.error is not None:
+            raise self.error
+        try:
+            return self._source.read(size)
+        except BaseException as exc:
+            self.error = exc
+            raise
+
+
+@contextlib.contextmanager
+def _mapped_errors(key: str) -> Iterator[None]:
+    try:
+        yield
+    except S3Error as exc:
+        if exc.code in ("NoSuchKey", "NoSuchBucket", "NoSuchObject"):
+            raise NotFound(f"blob {key} not found") from exc
+        if exc.code == "InvalidRange":
+            raise InvalidInput("the range lies outside the blob", field="offset") from exc
+        raise StorageUnavailable(f"the S3 server refused a request: {exc.code}") from exc
+    except (MinioException, InvalidResponseError, ServerError, HTTPError) as exc:
+        raise StorageUnavailable("the S3 server does not answer") from exc
+
+
+def _stream(response: urllib3.BaseHTTPResponse, key: str) -> Iterator[bytes]:
+    with _mapped_errors(key):
+        yield from response.stream(CHUNK_SIZE)
+
+
+def _to_stat(key: str, size: int | None, modified_at: datetime | None) -> BlobStat:
+    return BlobStat(key=key, size_bytes=size or 0, modified_at=modified_at or datetime.fromtimestamp(0, UTC))

@@ -1,0 +1,118 @@
+"""
+The tables. Rows never leave `morpheo.storage`; repositories turn them into values of `morpheo.models`.
+
+Every time is a float of seconds since the epoch, by the clock of the database: it compares and adds in the same way
+on SQLite (which has no time type) and on PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from sqlalchemy import JSON, ForeignKey, ForeignKeyConstraint, Index, MetaData, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.types import BigInteger, Double
+
+
+class Base(DeclarativeBase):
+    """Base of all tables."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {str: String(64), float: Double(), int: BigInteger(), dict[str, Any]: JSON()}  # noqa: RUF012
+
+
+class ArtifactRow(Base):
+    """One blob that is visible. An id is unique among artifacts of its kind, as it was in 2017."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (Index(None, "kind", "created_at", "id"),)
+
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(Text())
+    description: Mapped[str] = mapped_column(Text())
+    algo_id: Mapped[uuid.UUID | None]
+    size_bytes: Mapped[int]
+    sha256: Mapped[str]
+    blob_key: Mapped[str] = mapped_column(Text(), unique=True)
+    created_at: Mapped[float]
+
+
+class JobRow(Base):
+    """One accepted order: the truth about it. The broker's message is only a hint to look here."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index(None, "state", "created_at", "id"),
+        Index(None, "problem_id", "created_at", "id"),
+        Index(None, "algo_id", "created_at", "id"),
+        Index(None, "created_at", "id"),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    state: Mapped[str] = mapped_column(String(16))
+    problem_id: Mapped[uuid.UUID]
+    algo_id: Mapped[uuid.UUID | None]
+    spec: Mapped[dict[str, Any]]
+    spec_sha256: Mapped[str]
+    attempt: Mapped[int] = mapped_column(default=0)
+    strikes: Mapped[int] = mapped_column(default=0)
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
+    worker: Mapped[str | None] = mapped_column(Text())
+    lease_expires_at: Mapped[float | None]
+    published_at: Mapped[float | None]
+    not_before: Mapped[float] = mapped_column(default=0.0)
+    created_at: Mapped[float]
+    started_at: Mapped[float | None]
+    ended_at: Mapped[float | None]
+    failure_cause: Mapped[str | None]
+    failure_blame: Mapped[str | None]
+    failure_step: Mapped[str | None]
+    failure_message: Mapped[str | None] = mapped_column(Text())
+    scores: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+    attempts: Mapped[list[AttemptRow]] = relationship(order_by="AttemptRow.number", lazy="raise")
+
+
+class AttemptRow(Base):
+    """One try at a job."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    worker: Mapped[str] = mapped_column(Text())
+    outcome: Mapped[str] = mapped_column(String(16))
+    started_at: Mapped[float]
+    ended_at: Mapped[float | None]
+    message: Mapped[str] = mapped_column(Text(), default="")
+
+    steps: Mapped[list[StepRow]] = relationship(order_by="StepRow.position", lazy="raise")
+
+
+class StepRow(Base):
+    """One step of one attempt."""
+
+    __tablename__ = "steps"
+    __table_args__ = (ForeignKeyConstraint(["job_id", "attempt"], ["attempts.job_id", "attempts.number"]),)
+
+    job_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    position: Mapped[int]
+    started_at: Mapped[float]
+    seconds: Mapped[float | None]
+    exit_code: Mapped[int | None]
+    oom_killed: Mapped[bool] = mapped_column(default=False)
+    peak_memory_bytes: Mapped[int | None]
+    log_key: Mapped[str | None] = mapped_column(Text())

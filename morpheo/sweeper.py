@@ -1,0 +1,142 @@
+"""
+Repairs what messages, workers and machines lose. Every worker sweeps; sweeping twice, or at once, changes nothing.
+
+In the database: jobs whose message was lost are published again; jobs whose worker went silent go back to the queue,
+or end. On this node: containers and workspaces that belong to no running attempt are removed. In the blob store:
+blobs that no row names.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+from morpheo.artifacts import ArtifactService
+from morpheo.errors import NotFound, Unavailable
+from morpheo.failures import CANCELLED, worker_lost
+from morpheo.jobs import Publisher
+from morpheo.models import AttemptOutcome, Job, JobState
+from morpheo.runtime.contract import ContainerRuntime, Owner
+from morpheo.runtime.workspace import owner_of, remove_tree
+from morpheo.storage.database import Database, UnitOfWork
+
+logger = logging.getLogger(__name__)
+
+#: How many rows one sweep handles.
+BATCH = 100
+#: A queued job whose message was given to the broker so long ago is published again, in seconds.
+REPUBLISH_S = 60
+#: How often the blob store is searched for blobs without a row, in seconds.
+BLOBS_EVERY_S = 3600
+
+
+class Sweeper:
+    """
+    Sweeps, once or again and again.
+
+    Args:
+        database: Keeps the jobs.
+        publisher: Gives messages to the broker.
+        artifacts: Finds blobs without a row.
+        runtime: This node's containers.
+        work_dir: This node's workspaces.
+        max_attempts: Attempts that lost workers may cost a job.
+    """
+
+    def __init__(  # noqa: D107
+        self,
+        database: Database,
+        publisher: Publisher,
+        artifacts: ArtifactService,
+        runtime: ContainerRuntime,
+        *,
+        work_dir: Path,
+        max_attempts: int,
+    ) -> None:
+        self._database = database
+        self._publisher = publisher
+        self._artifacts = artifacts
+        self._runtime = runtime
+        self._work_dir = work_dir
+        self._max_attempts = max_attempts
+        self._blobs_swept_at = time.monotonic()
+
+    def run(self, stop: threading.Event, *, every_s: float) -> None:
+        """Sweep now and then every `every_s` seconds, until told to stop; an error only costs one turn."""
+        while True:
+            self.sweep()
+            if stop.wait(every_s):
+                return
+
+    def sweep(self) -> None:
+        """Do all of it once; a part that fails is logged and leaves the others to run."""
+        for part in (self.recover_lost, self.publish_waiting, self.clean_node, self._sweep_blobs):
+            try:
+                part()
+            except Unavailable as exc:
+                logger.warning("%s put off: %s", part.__name__, exc)
+            except Exception:
+                logger.exception("%s failed", part.__name__)
+
+    def recover_lost(self) -> int:
+        """Give jobs whose lease has run out back to the queue, or end them; return how many there were."""
+        with self._database.begin() as work:
+            jobs = work.jobs.expired(limit=BATCH)
+            for job in jobs:
+                self._recover(work, job)
+        return len(jobs)
+
+    def _recover(self, work: UnitOfWork, job: Job) -> None:
+        strikes = job.strikes + 1
+        if job.cancel_requested:
+            work.jobs.cancelled(job.id, job.attempt, CANCELLED)
+        elif strikes >= self._max_attempts:
+            work.jobs.fail(job.id, job.attempt, worker_lost(strikes))
+        else:
+            message = f"worker {job.worker} stopped renewing the lease"
+            work.jobs.requeue(
+                job.id, job.attempt, outcome=AttemptOutcome.LOST, message=message, delay_s=0, strikes=1
+            )
+        logger.warning("lease ran out", extra={"job": str(job.id), "attempt": job.attempt, "strikes": strikes})
+
+    def publish_waiting(self) -> int:
+        """Publish queued jobs that are due and that no message tells of; return how many."""
+        # While messages wait in the broker, an old one is not lost but has not had its turn.
+        older_than_s = REPUBLISH_S if self._publisher.backlog() == 0 else float("inf")
+        with self._database.begin() as work:
+            job_ids = work.jobs.unpublished(older_than_s=older_than_s, limit=BATCH)
+            for job_id in job_ids:
+                self._publisher.publish(job_id)
+            if job_ids:
+                work.jobs.mark_published(job_ids)
+        return len(job_ids)
+
+    def clean_node(self) -> int:
+        """Remove containers and workspaces of attempts that are over; return how many attempts there were."""
+        folders = {path: owner for path in _children(self._work_dir) if (owner := owner_of(path)) is not None}
+        over = {owner for owner in {*self._runtime.owners(), *folders.values()} if not self._is_live(owner)}
+        for owner in over:
+            self._runtime.remove(owner)
+        for path, owner in folders.items():
+            if owner in over:
+                remove_tree(path)
+        return len(over)
+
+    def _is_live(self, owner: Owner) -> bool:
+        try:
+            with self._database.read() as work:
+                job = work.jobs.get(owner.job_id)
+        except NotFound:
+            return False
+        return job.state is JobState.RUNNING and job.attempt == owner.attempt
+
+    def _sweep_blobs(self) -> None:
+        if time.monotonic() - self._blobs_swept_at >= BLOBS_EVERY_S:
+            self._blobs_swept_at = time.monotonic()
+            self._artifacts.sweep()
+
+
+def _children(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []

@@ -1,0 +1,16 @@
+"""The one task."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from celery import Task
+
+from morpheo.celery import app
+from morpheo.tasks.publisher import RUN_JOB, process_resources
+
+
+@app.task(bind=True, name=RUN_JOB)
+def run_job(self: Task[[str], None], job_id: str) -> None:  # noqa: ARG001 - Celery gives it
+    """Make one attempt at a job, if its row is to be had."""
+    process_resources().runner.run(UUID(job_id))

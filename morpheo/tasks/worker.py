@@ -1,0 +1,46 @@
+"""What happens in a worker besides tasks: logging, fresh connections after a fork, and the sweeper."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutdown
+
+from morpheo.tasks.publisher import process_resources
+
+_stop_sweeping = threading.Event()
+
+
+@setup_logging.connect
+def configure_logging(**_kwargs: Any) -> None:
+    """Log as Morpheo's settings say, not as Celery would."""
+    logging.basicConfig(
+        level=process_resources().settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+
+
+@worker_process_init.connect
+def forget_parent(**_kwargs: Any) -> None:
+    """Make a pool process open connections of its own."""
+    process_resources().forget()
+
+
+@worker_ready.connect
+def start_sweeping(**_kwargs: Any) -> None:
+    """Sweep from a thread of the worker's main process."""
+    resources = process_resources()
+    threading.Thread(
+        target=resources.sweeper.run,
+        args=(_stop_sweeping,),
+        kwargs={"every_s": resources.settings.sweep_s},
+        name="sweeper",
+        daemon=True,
+    ).start()
+
+
+@worker_shutdown.connect
+def stop_sweeping(**_kwargs: Any) -> None:
+    """Let the sweeper end with the worker."""
+    _stop_sweeping.set()
