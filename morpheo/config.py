@@ -114,7 +114,9 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _is_supported(cls, value: SecretStr) -> SecretStr:
-        if value.get_secret_value() and not value.get_secret_value().startswith(("sqlite:///", "postgresql+psycopg://")):
+        if value.get_secret_value() and not value.get_secret_value().startswith(
+            ("sqlite:///", "postgresql+psycopg://")
+        ):
             raise ValueError("must begin with sqlite:/// or postgresql+psycopg://")
         return value
 

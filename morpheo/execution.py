@@ -75,9 +75,7 @@ class Execution:
         interrupt: Stops it from outside.
     """
 
-    def __init__(  # noqa: D107
-        self, job: Job, tools: Tools, *, workspace: Workspace, steps: StepLog, interrupt: Interrupt
-    ) -> None:
+    def __init__(self, job: Job, tools: Tools, *, workspace: Workspace, steps: StepLog, interrupt: Interrupt) -> None:
         self._job = job
         self._tools = tools
         self._limits = tools.limits
@@ -172,25 +170,29 @@ class Execution:
         packed.unlink()
         return names
 
-    def _hide_targets(
-        self, step: Step, images: dict[Image, str], problem: Artifact, test_data: list[Artifact]
-    ) -> None:
+    def _hide_targets(self, step: Step, images: dict[Image, str], problem: Artifact, test_data: list[Artifact]) -> None:
         visible = self._workspace[Folder.VISIBLE]
         key = detarget_key(problem, test_data)
-        if self._tools.cache.link_detargeted(key, visible):
-            return
+        with self._tools.cache.lock(f"detarget-{key}", self._interrupt):
+            if not self._tools.cache.link_detargeted(key, visible):
+                self._detarget(step, images, test_data)
+                self._tools.cache.keep_detargeted(key, visible)
+
+    def _detarget(self, step: Step, images: dict[Image, str], test_data: list[Artifact]) -> None:
         self._container(step, images, self._limits.learn_timeout_s)
         expected = {str(item.id) for item in test_data}
         try:
             found = harvest_files(
-                self._workspace[Folder.DETARGETED], visible, names=expected, max_bytes=self._limits.profile.file_bytes
+                self._workspace[Folder.DETARGETED],
+                self._workspace[Folder.VISIBLE],
+                names=expected,
+                max_bytes=self._limits.profile.file_bytes,
             )
         except BadOutput as exc:
             raise _bad_output(exc, Blame.PROBLEM, step.name) from exc
         if missing := sorted(expected - found):
             message = f"detarget wrote no file for {', '.join(missing[:5])}; write one for each file of the test folder"
             raise failed(Cause.MISSING_OUTPUT, Blame.PROBLEM, message, step.name)
-        self._tools.cache.keep_detargeted(key, visible)
 
     def _container(self, step: Step, images: dict[Image, str], timeout_s: float) -> None:
         spec = ContainerSpec(

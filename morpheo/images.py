@@ -39,7 +39,7 @@ class ImageShelf:
         max_image_bytes: Largest image.
     """
 
-    def __init__(  # noqa: D107
+    def __init__(
         self,
         runtime: ContainerRuntime,
         cache: NodeCache,
@@ -118,9 +118,7 @@ class ImageShelf:
                 step,
             )
         if result.image_id is None:
-            raise failed(
-                Cause.BUILD_FAILED, blame, f"the build failed: {result.error}{last_lines(result.log)}", step
-            )
+            raise failed(Cause.BUILD_FAILED, blame, f"the build failed: {result.error}{last_lines(result.log)}", step)
         return result.image_id
 
     def _check_image(self, image: ImageInfo, step: StepName, blame: Blame) -> None:
@@ -128,7 +126,9 @@ class ImageShelf:
         if not image.runs_something:
             complaint = "the image has no ENTRYPOINT; add one that accepts the -T flag"
         elif image.volumes:
-            complaint = f"the image declares the volume {image.volumes[0]!r}; remove it (it may come from the base image)"
+            complaint = (
+                f"the image declares the volume {image.volumes[0]!r}; remove it (it may come from the base image)"
+            )
         elif any(posixpath.normpath(image.working_dir).startswith(folder) for folder in _MASKED_FOLDERS):
             complaint = f"the image's WORKDIR {image.working_dir!r} is not usable; remove it"
         elif image.environment > _MAX_ENVIRONMENT or image.layers > _MAX_LAYERS:

@@ -165,7 +165,7 @@ class Failure:
     step: StepName | None = None
 
 
-class JobFailed(Exception):  # noqa: N818 - it is an outcome that travels as an exception, not an error of Morpheo
+class JobFailed(Exception):
     """
     The job has ended, badly, and trying again would end the same way.
 

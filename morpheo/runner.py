@@ -84,9 +84,7 @@ class JobRunner:
             return None
         logger.info("job claimed", extra={"job": str(job.id), "attempt": job.attempt})
         interrupt = Interrupt()
-        with Heartbeat(
-            self._database, job, interrupt, every_s=settings.heartbeat_s, lease_s=settings.lease_s
-        ):
+        with Heartbeat(self._database, job, interrupt, every_s=settings.heartbeat_s, lease_s=settings.lease_s):
             self._attempt(job, interrupt)
         with self._database.read() as work:
             return work.jobs.get(job.id)

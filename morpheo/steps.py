@@ -62,9 +62,9 @@ class StepLog:
             name=name,
             started_at=datetime.now(UTC),  # the row has the database's time
             seconds=seconds,
-            exit_code=result and result.exit_code,
+            exit_code=result.exit_code if result else None,
             oom_killed=bool(result and result.oom_killed),
-            peak_memory_bytes=result and result.peak_memory_bytes,
+            peak_memory_bytes=result.peak_memory_bytes if result else None,
             log_key=self._keep_log(name, step.log or (result.log if result else b"")),
         )
         try:

@@ -45,7 +45,7 @@ class Sweeper:
         max_attempts: Attempts that lost workers may cost a job.
     """
 
-    def __init__(  # noqa: D107
+    def __init__(
         self,
         database: Database,
         publisher: Publisher,
@@ -96,9 +96,7 @@ class Sweeper:
             work.jobs.fail(job.id, job.attempt, worker_lost(strikes))
         else:
             message = f"worker {job.worker} stopped renewing the lease"
-            work.jobs.requeue(
-                job.id, job.attempt, outcome=AttemptOutcome.LOST, message=message, delay_s=0, strikes=1
-            )
+            work.jobs.requeue(job.id, job.attempt, outcome=AttemptOutcome.LOST, message=message, delay_s=0, strikes=1)
         logger.warning("lease ran out", extra={"job": str(job.id), "attempt": job.attempt, "strikes": strikes})
 
     def publish_waiting(self) -> int:

@@ -79,7 +79,7 @@ def _order(schema: ma.Schema, name: str) -> JobSpec:
     try:
         spec: JobSpec = schema.load(document)
     except ma.ValidationError as exc:
-        field, problem = next(iter(exc.normalized_messages().items()))
+        field, problem = next(iter(exc.messages_dict.items()))
         raise InvalidInput(f"Error decoding body to JSON: {field}: {_first(problem)}", field=str(field)) from exc
     except CheckFailed as exc:
         raise InvalidInput(f"Invalid {name}: {exc}") from exc

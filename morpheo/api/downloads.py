@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack
+from http import HTTPStatus
 
 from flask import Request, Response
 from werkzeug.datastructures import Range
@@ -35,12 +36,13 @@ def send(request: Request, artifact: Artifact, artifacts: ArtifactService) -> Re
         return refusal
     start, stop = span
     whole = (start, stop) == (0, total)
-    response = Response(status=200 if whole and not request.range else 206)
+    partial = not whole or bool(request.range)
+    response = Response(status=HTTPStatus.PARTIAL_CONTENT if partial else HTTPStatus.OK)
     if request.method != "HEAD":
         response.response = _body(artifact, artifacts, start=start, stop=stop)
     response.headers["Content-Length"] = str(stop - start)
     response.content_type = "application/octet-stream"
-    if response.status_code == 206:
+    if partial:
         response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{total}"
     return _with_headers(response, artifact)
 

@@ -83,5 +83,3 @@ def _unexpected(error: Exception) -> Response:
     logger.error("unexpected error %s", incident, exc_info=error)
     message = f"an unexpected error; tell the operator this number: {incident}"
     return problem(HTTPStatus.INTERNAL_SERVER_ERROR, message)
-
-

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.http import parse_options_header
-from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData, Preamble
+from werkzeug.sansio.multipart import Data, Epilogue, Event, Field, File, MultipartDecoder, NeedData
 
 from morpheo.errors import InvalidInput, TooLarge
 from morpheo.storage.blobs import Source
@@ -101,7 +101,7 @@ class MultipartReader:
                     break
         return content
 
-    def _decode(self) -> Iterator[Field | File | Data | Preamble | Epilogue]:
+    def _decode(self) -> Iterator[Event]:
         buffered = 0
         while True:
             try:

@@ -107,7 +107,7 @@ class PredupletSchema(_UpletSchema):
         )
 
 
-class CheckFailed(Exception):  # noqa: N818 - it carries the text of a check of 2017, apart from decoding errors
+class CheckFailed(Exception):
     """An uplet was decoded, but its content cannot be accepted."""
 
 

@@ -11,7 +11,7 @@ from gunicorn.app.base import BaseApplication
 from morpheo.config import Settings
 
 
-class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+class _Server(BaseApplication):
     def __init__(self, factory: Callable[[], Flask], options: dict[str, Any]) -> None:
         self._factory = factory
         self._options = options

@@ -39,7 +39,9 @@ def create_storage_app(resources: Resources | None = None) -> Flask:
     app, api = create_app("morpheo.storage_api", "Morpheo storage API", resources)
     require_basic_auth(app)
     # Before authentication: a browser sends no password with its preflight.
-    CORS(app, origins=list(resources.settings.cors_origins), supports_credentials=True, methods=["GET", "POST", "PATCH"])
+    CORS(
+        app, origins=list(resources.settings.cors_origins), supports_credentials=True, methods=["GET", "POST", "PATCH"]
+    )
     api.register_blueprint(artifacts)
     app.add_url_rule("/", view_func=lambda: jsonify(INDEX), endpoint="index")
     app.add_url_rule("/health", view_func=_health, endpoint="health")
@@ -67,9 +69,7 @@ class Artifacts(MethodView):
     def post(self, kind: str) -> Response:
         """Store an artifact: multipart with the blob last, or the blob alone with its words in the query string."""
         resources = current_resources()
-        stored = receive(
-            request, ArtifactKind(kind), resources.artifacts, strict_size=resources.settings.strict_size
-        )
+        stored = receive(request, ArtifactKind(kind), resources.artifacts, strict_size=resources.settings.strict_size)
         response = jsonify(_metadata(stored))
         response.status_code = 201
         return response

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID
 
 from flask import Request
@@ -92,7 +94,7 @@ def _query_form(request: Request, kind: ArtifactKind) -> Form:
         text = values.get(name)
         if name in ("algo", "uuid") and (text is not None or (name == "algo" and kind is ArtifactKind.MODEL)):
             try:
-                form = replace(form, **{name: parse_uuid(text or "")})
+                form = _with(form, name, parse_uuid(text or ""))
             except ValueError as exc:
                 shown = "algo UUID <nil>" if name == "algo" else f"{kind} UUID"
                 raise InvalidInput(f"Impossible to parse {shown}: {exc}", field=name) from exc
@@ -126,9 +128,13 @@ def _with_field(form: Form, name: str, content: bytes, kind: ArtifactKind) -> Fo
         if not _SIZE.fullmatch(text):
             raise InvalidInput("Error parsing size field to integer: use the digits 0 to 9", field=name)
         return replace(form, size=int(text))
-    if any(ord(char) < 32 or ord(char) == 127 for char in text):
+    if any(unicodedata.category(char) == "Cc" for char in text):
         raise InvalidInput(f"{name} holds a control character; use plain text", field=name)
-    return replace(form, **{name: text})
+    return _with(form, name, text)
+
+
+def _with(form: Form, name: str, value: Any) -> Form:
+    return replace(form, **{name: value})
 
 
 def _checked(form: Form, kind: ArtifactKind) -> Upload:

@@ -16,6 +16,10 @@ from morpheo.storage.blobs import Source
 _UUID = re.compile(r"(?:urn:uuid:)?(\{)?([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})(?(1)\})")
 
 
+#: Longest integer in an order; a 64-bit one has 20 characters.
+_MAX_DIGITS = 20
+
+
 def parse_uuid(text: str) -> UUID:
     """
     Return the UUID that a text is: hyphenated, also with braces or as a URN.
@@ -78,6 +82,6 @@ def _finite(text: str) -> float:
 
 
 def _small(text: str) -> int:
-    if len(text) > 20:
+    if len(text) > _MAX_DIGITS:
         raise ValueError("a number is too large")
     return int(text)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from morpheo.client import ComputeClient, StorageClient
-from morpheo.config import Settings
+from morpheo.config import KIB, Settings
 from morpheo.errors import MorpheoError, SettingsError, Unavailable
 from morpheo.models import Job, JobState
 
@@ -106,9 +106,9 @@ def shown_bytes(count: int | None) -> str:
         return "-"
     size = float(count)
     for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
+        if size < KIB:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
+        size /= KIB
     return f"{size:.1f} GiB"
 
 

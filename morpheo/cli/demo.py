@@ -37,18 +37,21 @@ def demo(as_json: bool) -> None:
     set; then a prediction with the best model. Nothing is left behind but the images.
     """
     check_engine(Settings.from_env())
-    with tempfile.TemporaryDirectory(prefix="morpheo-demo-") as folder:
-        with err.status("starting Redis, the APIs, a worker and Flower"), throwaway_stack(Path(folder)) as urls:
-            pass_on = urls
-            result = _challenge(pass_on, as_json=as_json)
+    err.print("starting Redis, the APIs, a worker and Flower ...")
+    with tempfile.TemporaryDirectory(prefix="morpheo-demo-") as folder, throwaway_stack(Path(folder)) as urls:
+        result = _challenge(urls, as_json=as_json)
     if as_json:
         print_json(result)
 
 
 @contextlib.contextmanager
-def throwaway_stack(folder: Path) -> Iterator[dict[str, str]]:
+def throwaway_stack(folder: Path, settings: dict[str, str] | None = None) -> Iterator[dict[str, str]]:
     """
     Run `morpheo dev` on free ports with all its data in a folder; gives the addresses of its services.
+
+    Args:
+        folder: Where its data and log go.
+        settings: Variables of its environment, besides this process's own.
 
     Raises:
         MorpheoError: it did not start; the message has the end of its log.
@@ -57,8 +60,8 @@ def throwaway_stack(folder: Path) -> Iterator[dict[str, str]]:
     data_dir = folder / "data"
     ports = [f"--{name}-port=0" for name in ("compute", "storage", "flower", "redis")]
     command = [sys.executable, "-m", "morpheo", "dev", "--no-reload", *ports, f"--ready-file={ready}"]
-    kept = {name: value for name, value in os.environ.items() if name not in ("MORPHEO_DATABASE_URL",)}
-    environment = {**kept, "MORPHEO_DATA_DIR": str(data_dir), "MORPHEO_STOP_GRACE_S": "5", "MORPHEO_S3_ENDPOINT": ""}
+    own = {"MORPHEO_DATA_DIR": str(data_dir), "MORPHEO_STOP_GRACE_S": "5", **(settings or {})}
+    environment = {**os.environ, "MORPHEO_DATABASE_URL": "", "MORPHEO_S3_ENDPOINT": "", **own}
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
     try:
@@ -93,7 +96,9 @@ def _challenge(urls: dict[str, str], *, as_json: bool) -> dict[str, object]:
                     strict=True,
                 )
             )
-        best = max((job for jobs in chains.values() for job in jobs), key=lambda job: job.scores.perf if job.scores else 0)
+        best = max(
+            (job for jobs in chains.values() for job in jobs), key=lambda job: job.scores.perf if job.scores else 0
+        )
         assert isinstance(best.spec, LearnSpec)  # noqa: S101 - for the type checker
         spec = demo_challenge.predict(compute, challenge, best.spec.model_end, board.update)
     prediction = storage.read(ArtifactKind.PREDICTION, spec.prediction).decode().split()

@@ -168,7 +168,10 @@ def _run(settings: Settings, ports: Ports, *, reload: bool, ready_file: Path | N
 
 
 def _announce(urls: dict[str, str], ready_file: Path | None) -> None:
-    health = {**{name: f"{urls[name]}/health" for name in ("compute", "storage")}, "flower": f"{urls['flower']}/healthcheck"}
+    health = {
+        **{name: f"{urls[name]}/health" for name in ("compute", "storage")},
+        "flower": f"{urls['flower']}/healthcheck",
+    }
     deadline = time.monotonic() + START_DEADLINE_S
     for name, url in health.items():
         while not _answers(url):

@@ -59,28 +59,23 @@ def migrate() -> None:
     out.print(f"tables are at revision {after}" + ("" if before == after else f" (were at {before or 'none'})"))
 
 
-def _service(port: int) -> object:
-    def decorate(command: object) -> object:
-        for option in (
-            click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at."),
-            click.option("--port", default=port, show_default=True, help="Port to listen at."),
-            click.option("--reload", is_flag=True, help="Start again when the code changes."),
-        ):
-            command = option(command)  # type: ignore[type-var]
-        return command
-
-    return decorate
+_host = click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+_reload = click.option("--reload", is_flag=True, help="Start again when the code changes.")
 
 
 @click.command()
-@_service(8081)
+@_host
+@click.option("--port", default=8081, show_default=True, help="Port to listen at.")
+@_reload
 def compute_api(host: str, port: int, reload: bool) -> None:
     """Serve the compute API, which takes orders."""
     serve(create_compute_app, Settings.from_env(), host=host, port=port, reload=reload)
 
 
 @click.command()
-@_service(8082)
+@_host
+@click.option("--port", default=8082, show_default=True, help="Port to listen at.")
+@_reload
 def storage_api(host: str, port: int, reload: bool) -> None:
     """Serve the storage API, which keeps problems, algos, data, models and predictions."""
     serve(create_storage_app, Settings.from_env(), host=host, port=port, reload=reload)

@@ -145,7 +145,7 @@ class StorageClient:
             with open(descriptor, "wb") as file:
                 answer = self._http.request("GET", f"/{kind}/{artifact_id}/blob", stream=True)
                 _save(answer, file, progress)
-            os.replace(temporary, target)
+            Path(temporary).replace(target)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise

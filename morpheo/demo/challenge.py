@@ -47,8 +47,7 @@ class Challenge:
     def batches(self) -> list[tuple[UUID, ...]]:
         """The train data of each rank."""
         return [
-            self.train_data[start : start + FILES_PER_RANK]
-            for start in range(0, len(self.train_data), FILES_PER_RANK)
+            self.train_data[start : start + FILES_PER_RANK] for start in range(0, len(self.train_data), FILES_PER_RANK)
         ]
 
 

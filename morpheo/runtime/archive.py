@@ -29,6 +29,7 @@ _MAX_EXTENDED_HEADER = 64 << 10
 #: What a gzip stream may grow by before it counts as a bomb, once it is larger than `_RATIO_FROM`.
 _MAX_RATIO = 200
 _RATIO_FROM = 16 << 20
+_MAX_NAME = 255
 _PART = re.compile(r"[^\x00-\x1f\x7f/\\]{1,255}")
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
@@ -206,7 +207,7 @@ def _checked_name(name: str, max_depth: int) -> str:
     if len(parts) > max_depth:
         raise BadArchive(f"{shown!r} lies more than {max_depth} folders deep")
     for part in parts:
-        if not _PART.fullmatch(part) or len(part.encode("utf-8", "surrogateescape")) > 255 or not _is_text(part):
+        if not _PART.fullmatch(part) or len(part.encode("utf-8", "surrogateescape")) > _MAX_NAME or not _is_text(part):
             raise BadArchive(f"{shown!r} is not a usable file name")
     return "/".join(parts) or "."
 
@@ -309,7 +310,7 @@ def repack_context(source: BinaryIO, target: BinaryIO, limits: ArchiveLimits) ->
                 dockerfile = _read_dockerfile(reader, entry)
                 tar.addfile(info, io.BytesIO(dockerfile.encode()))
             else:
-                tar.addfile(info, reader)  # type: ignore[arg-type]  # only read() is called
+                tar.addfile(info, reader)
     if dockerfile is None:
         raise BadArchive("no Dockerfile at the root of the archive; pack the files, not their folder")
     return dockerfile

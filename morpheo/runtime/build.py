@@ -85,7 +85,8 @@ class ImageBuild:
             self.stop()
 
     def _follow(self, context: BinaryIO) -> None:
-        limits = {"memory": self._spec.memory_bytes, "memswap": self._spec.memory_bytes}
+        memory = self._spec.memory_bytes
+        limits: Any = {"memory": memory, "memswap": memory} if memory else None
         lines = self._client.build(
             fileobj=context,
             custom_context=True,
@@ -96,7 +97,7 @@ class ImageBuild:
             pull=False,
             nocache=True,
             network_mode=None if self._spec.network else "none",
-            container_limits=limits if self._spec.memory_bytes else None,
+            container_limits=limits,
             shmsize=64 << 20,
             use_config_proxy=False,
             timeout=int(self._spec.timeout_s) + 60,
@@ -149,4 +150,8 @@ class _Tail:
     def content(self) -> bytes:
         """Return what is left, marked if something is missing."""
         kept = bytes(self._content[-self._size :])
-        return b"[the beginning of this log was dropped]\n" + kept if self._cut or len(self._content) > self._size else kept
+        return (
+            b"[the beginning of this log was dropped]\n" + kept
+            if self._cut or len(self._content) > self._size
+            else kept
+        )

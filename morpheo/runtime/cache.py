@@ -24,7 +24,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from morpheo.errors import CorruptBlob, Interrupted
+from morpheo.errors import CorruptBlob
 from morpheo.models import Artifact
 from morpheo.runtime.contract import Interrupt
 
@@ -62,8 +62,7 @@ class NodeCache:
         self._locks.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self._locks / name)
         while True:
-            if interrupt.reason is not None:
-                raise Interrupted(interrupt.reason)
+            interrupt.check()
             with contextlib.suppress(Timeout):
                 lock.acquire(timeout=LOCK_POLL_S)
                 break
@@ -100,8 +99,7 @@ class NodeCache:
         try:
             with open(descriptor, "wb") as file, self._open_blob(artifact.blob_key) as pieces:
                 for piece in pieces:
-                    if interrupt.reason is not None:
-                        raise Interrupted(interrupt.reason)
+                    interrupt.check()
                     digest.update(piece)
                     file.write(piece)
             if digest.hexdigest() != artifact.sha256:

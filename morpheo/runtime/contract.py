@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 from uuid import UUID
 
+from morpheo.errors import Interrupted
 from morpheo.models import StepName
 
 
@@ -193,6 +194,16 @@ class Interrupt:
             callbacks = list(self._callbacks)
         for callback in callbacks:
             callback()
+
+    def check(self) -> None:
+        """
+        Do nothing if it is not set.
+
+        Raises:
+            Interrupted: it is.
+        """
+        if self.reason is not None:
+            raise Interrupted(self.reason)
 
     @contextmanager
     def calling(self, callback: Callable[[], None]) -> Iterator[None]:

@@ -7,7 +7,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 from uuid import UUID
 
 import requests
@@ -15,7 +15,7 @@ from docker import APIClient
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from urllib3.exceptions import HTTPError
 
-from morpheo.errors import Interrupted, RuntimeUnavailable
+from morpheo.errors import RuntimeUnavailable
 from morpheo.runtime.build import ImageBuild
 from morpheo.runtime.contract import (
     BuildResult,
@@ -100,14 +100,12 @@ class DockerRuntime:
             build = ImageBuild(client, spec, log_bytes=self._profile.log_bytes)
             with interrupt.calling(build.stop):
                 result = build.run(context)
-        if interrupt.reason is not None:
-            raise Interrupted(interrupt.reason)
+        interrupt.check()
         return result
 
     def run(self, spec: ContainerSpec, *, interrupt: Interrupt) -> StepResult:
         """Run a container to its end."""
-        if interrupt.reason is not None:
-            raise Interrupted(interrupt.reason)
+        interrupt.check()
         try:
             with _mapped_errors(self._url):
                 container_id, error = self._create(spec)
@@ -118,8 +116,7 @@ class DockerRuntime:
                 )
         finally:
             self._remove(spec.name)
-        if interrupt.reason is not None:
-            raise Interrupted(interrupt.reason)
+        interrupt.check()
         return result
 
     def owners(self) -> list[Owner]:
@@ -217,7 +214,7 @@ class _Deadline:
         self.passed = True
         self._action()
 
-    def __enter__(self) -> _Deadline:
+    def __enter__(self) -> Self:
         self._timer.start()
         return self
 
@@ -247,7 +244,7 @@ class _MemorySampler:
         """Begin to watch."""
         self._thread.start()
 
-    def __enter__(self) -> _MemorySampler:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -274,4 +271,6 @@ def _mapped_errors(url: str) -> Iterator[None]:
     except APIError as exc:
         raise RuntimeUnavailable(f"the container engine refused a call: {exc.explanation}") from exc
     except (DockerException, requests.RequestException, HTTPError) as exc:
-        raise RuntimeUnavailable(f"no container engine answers at {url}; start one, or set MORPHEO_DOCKER_HOST") from exc
+        raise RuntimeUnavailable(
+            f"no container engine answers at {url}; start one, or set MORPHEO_DOCKER_HOST"
+        ) from exc

@@ -42,7 +42,7 @@ def check_dockerfile(text: str, *, base_images: tuple[str, ...]) -> None:
             name = _base_name(arguments, number)
             if name.lower() not in stages:
                 _check_base(name, number, base_images)
-            stages.append(arguments[2].lower() if len(arguments) == 3 and arguments[1].upper() == "AS" else "")
+            stages.append(arguments[-1].lower() if [word.upper() for word in arguments[1:2]] == ["AS"] else "")
         earlier = {*stages, *map(str, range(len(stages)))} - {""}
         if "from" in flags and flags["from"].lower() not in earlier:
             raise BadArchive(f"Dockerfile line {number}: --from may only name an earlier stage of this Dockerfile")

@@ -15,6 +15,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from morpheo.errors import BadOutput
 
@@ -84,7 +85,9 @@ def harvest_tree(source: Path, target: Path, limits: OutputLimits) -> list[str]:
                 left_entries -= 1
                 relative = f"{prefix}/{name}".lstrip("/")
                 if not _NAME.fullmatch(name):
-                    raise BadOutput(f"the file name {_shown(name)} cannot be kept; use letters, digits, . _ - and space")
+                    raise BadOutput(
+                        f"the file name {_shown(name)} cannot be kept; use letters, digits, . _ - and space"
+                    )
                 if stat.S_ISDIR(os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False).st_mode):
                     if relative.count("/") + 1 >= limits.max_depth:
                         raise TooMuchOutput(f"folders are nested more than {limits.max_depth} deep")
@@ -128,7 +131,7 @@ class _Folder:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
 
-    def __enter__(self) -> _Folder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -137,7 +140,7 @@ class _Folder:
     def names(self, *, limit: int) -> Iterator[str]:
         """Return the names in the folder, but fail as soon as there are more than `limit`."""
         with os.scandir(self.descriptor) as entries:
-            names = []
+            names: list[str] = []
             for entry in entries:
                 if len(names) >= limit:
                     raise TooMuchOutput(f"too many files; at most {limit} are kept here")

@@ -86,6 +86,7 @@ class ArtifactRepository:
         Return one page of artifacts, newest first, and how many there are on all pages.
 
         Args:
+            kind: Of what kind.
             page: From 0.
             page_size: Length of a page.
             name: Only artifacts whose name holds this text, in any case.
@@ -109,9 +110,7 @@ class ArtifactRepository:
         """
         created_at = self._session.execute(
             update(ArtifactRow)
-            .where(
-                ArtifactRow.kind == old.kind.value, ArtifactRow.id == old.id, ArtifactRow.blob_key == old.blob_key
-            )
+            .where(ArtifactRow.kind == old.kind.value, ArtifactRow.id == old.id, ArtifactRow.blob_key == old.blob_key)
             .values(
                 id=new.id,
                 name=new.name,

@@ -20,7 +20,6 @@ from sqlalchemy.sql.elements import ColumnElement
 from morpheo.errors import NotFound
 from morpheo.models import (
     TRANSITIONS,
-
     AttemptOutcome,
     Failure,
     Job,
@@ -265,7 +264,10 @@ class JobRepository:
     def _move(self, to: JobState, *where: ColumnElement[bool], **values: Any) -> bool:
         sources = [state.value for state, targets in TRANSITIONS.items() if to in targets]
         changed = self._session.execute(
-            update(JobRow).where(JobRow.state.in_(sources), *where).values(state=to.value, **values).returning(JobRow.id)
+            update(JobRow)
+            .where(JobRow.state.in_(sources), *where)
+            .values(state=to.value, **values)
+            .returning(JobRow.id)
         )
         return changed.scalar_one_or_none() is not None
 
@@ -299,7 +301,5 @@ def _failed(failure: Failure) -> dict[str, Any]:
     }
 
 
-def _with_attempts(query: Select[tuple[JobRow]]) -> Select[tuple[JobRow]]:
+def _with_attempts(query: Select[JobRow]) -> Select[JobRow]:
     return query.options(selectinload(JobRow.attempts).selectinload(AttemptRow.steps))
-
-

@@ -47,7 +47,7 @@ def _to_failure(row: JobRow) -> Failure | None:
         return None
     return Failure(
         cause=Cause(row.failure_cause),
-        blame=Blame(row.failure_blame),
+        blame=Blame(row.failure_blame or Blame.INFRASTRUCTURE),
         step=StepName(row.failure_step) if row.failure_step else None,
         message=row.failure_message or "",
     )

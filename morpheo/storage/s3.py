@@ -30,7 +30,7 @@ class S3BlobStore:
         bucket: Made at the first use if it does not exist.
     """
 
-    def __init__(  # noqa: D107
+    def __init__(
         self, endpoint: str, *, bucket: str, access_key: str, secret_key: str, region: str, secure: bool
     ) -> None:
         self._bucket = bucket

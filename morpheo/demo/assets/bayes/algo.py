@@ -27,7 +27,9 @@ def learn(model, features, truth):
     """Add one file to the sums."""
     for label in (0, 1):
         mine = features[truth == label]
-        sums = model.setdefault(str(label), {"count": 0, "sum": [0.0] * features.shape[1], "square": [0.0] * features.shape[1]})
+        sums = model.setdefault(
+            str(label), {"count": 0, "sum": [0.0] * features.shape[1], "square": [0.0] * features.shape[1]}
+        )
         sums["count"] += len(mine)
         sums["sum"] = (np.array(sums["sum"]) + mine.sum(axis=0)).tolist()
         sums["square"] = (np.array(sums["square"]) + (mine**2).sum(axis=0)).tolist()

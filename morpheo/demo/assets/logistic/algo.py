@@ -46,7 +46,9 @@ def load(path):
 def save(model, path):
     """Write a model to a file."""
     with open(path, "w") as file:
-        json.dump({key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in model.items()}, file)
+        json.dump(
+            {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in model.items()}, file
+        )
 
 
 def prepared(model, features):

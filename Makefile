@@ -1,0 +1,38 @@
+# Everything starts here: `make demo`, `make dev`, `make test`. Each target installs and starts what it needs.
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.ready
+
+.PHONY: help setup demo dev test unit lint lock bench clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(SETUP): requirements-dev.txt setup.cfg pyproject.toml
+	@scripts/setup $(VENV)
+
+setup: $(SETUP) ## Make .venv with the locked dependencies
+
+demo: ## Train and score two algorithms on real data, in containers
+	@scripts/with-stack $(VENV) $(BIN)/morpheo demo
+
+dev: ## Run the whole stack on this machine
+	@scripts/with-stack $(VENV) $(BIN)/morpheo dev
+
+test: ## Run every test
+	@scripts/test
+
+unit: $(SETUP) ## Run the fast tests, which need no service
+	@$(BIN)/pytest tests/unit
+
+lint: $(SETUP) ## Check style, types, imports and dependencies
+	@scripts/lint $(VENV)
+
+lock: ## Write the lock files anew
+	@scripts/lock
+
+bench: ## Print the overhead of uploads, downloads and jobs
+	@scripts/with-stack $(VENV) scripts/bench
+
+clean: ## Remove what was built here
+	@rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
