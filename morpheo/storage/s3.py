@@ -69,7 +69,11 @@ class S3BlobStore:
                 if guarded.error is not None:
                     raise guarded.error from None
                 raise
-            exact.read(1)  # one byte too many is an error that the SDK, which counts, does not see
+            try:
+                exact.read(1)  # the SDK stops at `length`, and does not see a byte too many
+            except BaseException:
+                self.delete(key)
+                raise
         return exact.count
 
     @contextlib.contextmanager

