@@ -8,6 +8,7 @@ CI is set: then they fail.
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from morpheo.storage.s3 import S3BlobStore
 from morpheo.testing import MemoryBlobStore
 from tests.support.services import (
     S3Server,
+    engine_url,
     postgres_bin,
     postgres_server,
     redis_binary,
@@ -54,16 +56,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """A PostgreSQL server whose database ``template`` has all tables; gives its socket folder."""
     binaries = postgres_bin()
     if binaries is None:
         missing("PostgreSQL")
-    folder = tmp_path_factory.mktemp("postgres")
-    for parent in folder.parents:  # the server's user must be able to reach its folder
-        if parent.stat().st_uid == os.getuid() and parent.is_relative_to(tmp_path_factory.getbasetemp().parent):
-            parent.chmod(parent.stat().st_mode | 0o011)
-    with postgres_server(folder, binaries) as host:
+    # Not below pytest's own folder: the server's user must reach it, and a socket's path must be short.
+    with tempfile.TemporaryDirectory(prefix="morpheo-pg-") as folder, postgres_server(Path(folder), binaries) as host:
         _execute(host, "CREATE DATABASE template_morpheo")
         database = Database(_postgres_url(host, "template_morpheo"))
         migrate.upgrade(database)
@@ -77,7 +76,7 @@ def _postgres_url(host: str, name: str) -> str:
 
 def _execute(host: str, statement: str) -> None:
     with psycopg.connect(host=host, user="postgres", dbname="postgres", autocommit=True) as connection:
-        connection.execute(statement)  # type: ignore[arg-type]
+        connection.execute(statement)
 
 
 @pytest.fixture
@@ -162,9 +161,8 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def engine() -> Iterator[APIClient]:
     """A container engine that has the base image."""
-    url = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     try:
-        client = APIClient(base_url=url, version="auto", timeout=60)
+        client = APIClient(base_url=engine_url(), version="auto", timeout=60)
     except DockerException:
         missing("a container engine")
     if not client.images(BASE_IMAGE):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from flask import Flask, Response, current_app, jsonify
+from flask import Flask, Request, Response, current_app, jsonify
 from flask_smorest import Api
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected
 
 from morpheo import __version__
 from morpheo.api import errors
+from morpheo.api.digests import AnnouncedDigests
 from morpheo.errors import InvalidInput, Unavailable
 from morpheo.resources import Resources
-from morpheo.storage.blobs import Source
 
 HealthChecks = Mapping[str, Callable[[], None]]
 
@@ -65,14 +65,15 @@ def health(checks: HealthChecks) -> Response:
 
 class BodySource:
     """
-    The body of a request, exactly as long as announced.
+    The body of a request, exactly as announced: its length, and its digests if there are any.
 
     Raises `InvalidInput` on the read that shows that the client hung up; a server would only give fewer bytes.
     """
 
-    def __init__(self, stream: Source, length: int | None) -> None:
-        self._stream = stream
-        self._length = length
+    def __init__(self, request: Request) -> None:
+        self._stream = request.stream
+        self._length = request.content_length
+        self._digests = AnnouncedDigests(request.headers)
         self.count = 0
 
     def read(self, size: int = -1, /) -> bytes:
@@ -82,8 +83,11 @@ class BodySource:
         except (OSError, ParseException, ClientDisconnected) as exc:
             raise InvalidInput("the body ended before its end; send it again") from exc
         self.count += len(piece)
-        if not piece and size != 0 and self._length is not None and self.count < self._length:
-            raise InvalidInput(f"the body has {self.count} bytes, but Content-Length says {self._length}")
+        self._digests.update(piece)
+        if not piece and size != 0:
+            if self._length is not None and self.count < self._length:
+                raise InvalidInput(f"the body has {self.count} bytes, but Content-Length says {self._length}")
+            self._digests.check()
         return piece
 
 

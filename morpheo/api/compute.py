@@ -74,8 +74,7 @@ class Predict(MethodView):
 
 
 def _order(schema: ma.Schema, name: str) -> JobSpec:
-    source = BodySource(request.stream, request.content_length)
-    document = read_json(request, source, max_bytes=current_resources().settings.max_order_bytes)
+    document = read_json(request, BodySource(request), max_bytes=current_resources().settings.max_order_bytes)
     try:
         spec: JobSpec = schema.load(document)
     except ma.ValidationError as exc:

@@ -27,35 +27,38 @@ def send(request: Request, artifact: Artifact, artifacts: ArtifactService) -> Re
     etag = artifact.sha256
     if request.if_match and not request.if_match.contains(etag):
         return problem(412, "the blob has another ETag than If-Match names")
-    if request.if_none_match and request.if_none_match.contains(etag):
+    if request.if_none_match and request.if_none_match.contains_weak(etag):
         return _with_headers(Response(status=304), artifact)
-    span = _span(request, etag, total)
-    if span is None:
+    partial = _honoured_range(request, etag)
+    start, stop = (0, total) if partial is None else _span(partial, total)
+    if start >= stop:
         refusal = problem(416, f"the range lies outside the blob's {total} bytes", field="Range")
         refusal.headers["Content-Range"] = f"bytes */{total}"
         return refusal
-    start, stop = span
-    whole = (start, stop) == (0, total)
-    partial = not whole or bool(request.range)
-    response = Response(status=HTTPStatus.PARTIAL_CONTENT if partial else HTTPStatus.OK)
+    response = Response(status=HTTPStatus.OK if partial is None else HTTPStatus.PARTIAL_CONTENT)
     if request.method != "HEAD":
         response.response = _body(artifact, artifacts, start=start, stop=stop)
     response.headers["Content-Length"] = str(stop - start)
     response.content_type = "application/octet-stream"
-    if partial:
+    if partial is not None:
         response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{total}"
     return _with_headers(response, artifact)
 
 
-def _span(request: Request, etag: str, total: int) -> tuple[int, int] | None:
+def _honoured_range(request: Request, etag: str) -> Range | None:
+    # A range that is not understood, or was asked of another blob, is as good as none.
     wanted: Range | None = request.range
     if_range = request.if_range
     if wanted is None or wanted.units != "bytes" or len(wanted.ranges) != 1:
-        return 0, total
-    if (if_range.etag or if_range.date) and if_range.etag != etag:
-        return 0, total
-    span = wanted.range_for_length(total)
-    return (span[0], span[1]) if span is not None and span[0] < span[1] else None
+        return None
+    return None if (if_range.etag or if_range.date) and if_range.etag != etag else wanted
+
+
+def _span(wanted: Range, total: int) -> tuple[int, int]:
+    first, end = wanted.ranges[0]
+    if first < 0:  # so many bytes from the end
+        return max(0, total + first), total
+    return first, total if end is None else min(end, total)
 
 
 def _with_headers(response: Response, artifact: Artifact) -> Response:

@@ -11,7 +11,7 @@ from flask import Flask, Response, json
 from werkzeug.exceptions import HTTPException
 
 from morpheo.api.wire import UnsupportedEncoding
-from morpheo.errors import Conflict, InvalidInput, MorpheoError, NotFound, TooLarge, Unavailable
+from morpheo.errors import Conflict, CorruptBlob, InvalidInput, MorpheoError, NotFound, TooLarge, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ STATUS: tuple[tuple[type[MorpheoError], HTTPStatus], ...] = (
     (NotFound, HTTPStatus.NOT_FOUND),
     (Conflict, HTTPStatus.CONFLICT),
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+    (CorruptBlob, HTTPStatus.INTERNAL_SERVER_ERROR),
 )
 
 
@@ -55,8 +56,8 @@ def _morpheo_error(error: MorpheoError) -> Response:
     status = next((status for kind, status in STATUS if isinstance(error, kind)), None)
     if status is None:
         return _unexpected(error)
-    if isinstance(error, Unavailable):
-        logger.warning("unavailable", exc_info=error)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.warning("%s", error, exc_info=error)
     field = getattr(error, "field", None)
     return problem(status, str(error), **({"field": field} if field else {}))
 

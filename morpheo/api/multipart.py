@@ -7,6 +7,7 @@ file. werkzeug's sans-io decoder does the parsing; its ``request.files`` would s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -22,6 +23,8 @@ _READ_SIZE = 1 << 18
 _MAX_BUFFERED = 64 << 10
 _MAX_PARTS = 100
 _MAX_BOUNDARY = 70
+#: How far back a boundary with blanks behind it is looked for, in bytes.
+_TAIL = 1 << 10
 
 
 class MultipartReader:
@@ -41,7 +44,9 @@ class MultipartReader:
 
     def __init__(self, source: Source, content_type: str) -> None:
         self._source = source
-        self._decoder = MultipartDecoder(_boundary(content_type).encode("latin-1"), max_parts=_MAX_PARTS)
+        boundary = _boundary(content_type).encode("latin-1")
+        self._decoder = MultipartDecoder(boundary, max_parts=_MAX_PARTS)
+        self._cut_boundary = re.compile(rb"--%s(?:-|[^\S\r\n]*\r?)\Z" % re.escape(boundary))
         self._events = self._decode()
         self._blob_rest = b""
         self._blob_ended = False
@@ -113,7 +118,7 @@ class MultipartReader:
             if isinstance(event, NeedData):
                 if buffered > _MAX_BUFFERED + _READ_SIZE:
                     raise TooLarge(f"a part's header is longer than {_MAX_BUFFERED} bytes")
-                piece = self._source.read(_READ_SIZE)
+                piece = self._next_piece()
                 buffered += len(piece)
                 self._decoder.receive_data(piece or None)
                 continue
@@ -121,6 +126,17 @@ class MultipartReader:
             yield event
             if isinstance(event, Epilogue):
                 return
+
+    def _next_piece(self) -> bytes:
+        # If a piece ended between a boundary and its `--`, blanks or LF, the decoder would take the CR before the
+        # boundary for content: one byte too many in the blob.
+        piece = self._source.read(_READ_SIZE)
+        while piece and self._cut_boundary.search((bytes(self._decoder.buffer[-_TAIL:]) + piece[-_TAIL:])[-_TAIL:]):
+            more = self._source.read(_READ_SIZE)
+            if not more:
+                break
+            piece += more
+        return piece
 
 
 def _boundary(content_type: str) -> str:

@@ -23,11 +23,9 @@ from morpheo.resources import Resources
 from morpheo.tasks import process_resources
 
 KINDS = f"<any({', '.join(kind.value for kind in ArtifactKind)}):kind>"
-INDEX = [
-    "/",
-    "/health",
-    *(f"/{kind}{rest}" for kind in ArtifactKind for rest in ("", "/:uuid", "/:uuid/blob")),
-]
+#: In the order of 2017.
+_INDEXED = (ArtifactKind.PROBLEM, ArtifactKind.DATA, ArtifactKind.ALGO, ArtifactKind.MODEL, ArtifactKind.PREDICTION)
+INDEX = ["/", "/health", *(f"/{kind}{rest}" for kind in _INDEXED for rest in ("", "/:uuid", "/:uuid/blob"))]
 
 artifacts = Blueprint("artifacts", __name__, description="Blobs with a name")
 artifacts.ARGUMENTS_PARSER = StrictQueryParser()

@@ -34,6 +34,7 @@ WORDS: Mapping[ArtifactKind, tuple[str, ...]] = {
 RAW_TYPES = frozenset({"application/octet-stream", "application/gzip", "application/x-gzip", "application/x-hdf5"})
 _BEFORE = "Make sure that each form field is sent before blob in the multipart/form"
 _SIZE = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
+_MAX_SIZE = (1 << 63) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ def receive(request: Request, kind: ArtifactKind, artifacts: ArtifactService, *,
         InvalidInput, TooLarge, Conflict, NotFound, Unavailable: as `ArtifactService.upload`, and for what is wrong
             with the request itself.
     """
-    body = BodySource(request.stream, request.content_length)
+    body = BodySource(request)
     prefix = f"[Error uploading {kind}] "
     if kind is ArtifactKind.MODEL or request.mimetype in RAW_TYPES:
         return _receive_raw(request, kind, body, artifacts, prefix=prefix)
@@ -70,37 +71,45 @@ def receive(request: Request, kind: ArtifactKind, artifacts: ArtifactService, *,
 def _receive_raw(
     request: Request, kind: ArtifactKind, body: BodySource, artifacts: ArtifactService, *, prefix: str
 ) -> Artifact:
-    form = _query_form(request, kind)
+    form = _query_form(request, kind, artifacts)
     with _prefixed(prefix):
-        upload = _checked(replace(form, size=form.size or request.content_length or -1), kind)
+        upload = _checked(replace(form, size=request.content_length or 1), kind)
         if request.content_length == 0:
             raise InvalidInput("the blob is empty", field="blob")
-    if kind is ArtifactKind.MODEL and form.algo is not None:
-        try:
-            artifacts.get(ArtifactKind.ALGO, form.algo)
-        except NotFound as exc:
-            raise NotFound(f"Error uploading model: algorithm {form.algo} not found: {exc}") from exc
-    with _prefixed(prefix):
         artifacts.check_free(kind, upload.id)
         return artifacts.upload(upload, body, length=request.content_length)
 
 
-def _query_form(request: Request, kind: ArtifactKind) -> Form:
+def _query_form(request: Request, kind: ArtifactKind, artifacts: ArtifactService) -> Form:
     values = request.args
     if unknown := sorted(set(values) - {"uuid", *WORDS[kind]}):
         raise InvalidInput(f'[Error uploading {kind}] Unknown field "{unknown[0][:100]}"', field=unknown[0])
     form = Form()
-    for name in ("algo", "uuid", "name", "description"):
-        text = values.get(name)
-        if name in ("algo", "uuid") and (text is not None or (name == "algo" and kind is ArtifactKind.MODEL)):
-            try:
-                form = _with(form, name, parse_uuid(text or ""))
-            except ValueError as exc:
-                shown = "algo UUID <nil>" if name == "algo" else f"{kind} UUID"
-                raise InvalidInput(f"Impossible to parse {shown}: {exc}", field=name) from exc
-        elif text is not None:
-            form = _with_field(form, name, text.encode("utf-8", "surrogatepass"), kind)
-    return form if form.uuid != NIL_UUID else replace(form, uuid=None)
+    if kind is ArtifactKind.MODEL:  # its algo comes first, as it did in 2017
+        form = replace(form, algo=_known_algo(values.get("algo", ""), artifacts))
+    if "uuid" in values:
+        given = _query_uuid("uuid", values["uuid"], shown=f"{kind} UUID")
+        form = replace(form, uuid=None if given == NIL_UUID else given)
+    for name in ("name", "description"):
+        if name in values:
+            form = _with_field(form, name, values[name].encode("utf-8", "surrogatepass"), kind)
+    return form
+
+
+def _query_uuid(name: str, text: str, *, shown: str) -> UUID:
+    try:
+        return parse_uuid(text)
+    except ValueError as exc:
+        raise InvalidInput(f"Impossible to parse {shown}: {exc}", field=name) from exc
+
+
+def _known_algo(text: str, artifacts: ArtifactService) -> UUID:
+    algo = _query_uuid("algo", text, shown="algo UUID <nil>")
+    try:
+        artifacts.get(ArtifactKind.ALGO, algo)
+    except NotFound as exc:
+        raise NotFound(f"Error uploading model: algorithm {algo} not found: {exc}") from exc
+    return algo
 
 
 def _read_form(reader: MultipartReader, kind: ArtifactKind, artifacts: ArtifactService) -> Form:
@@ -125,16 +134,13 @@ def _with_field(form: Form, name: str, content: bytes, kind: ArtifactKind) -> Fo
         except ValueError as exc:
             raise InvalidInput(f"Error parsing UUID uuid: {exc}", field=name) from exc
     if name == "size":
-        if not _SIZE.fullmatch(text):
+        if not _SIZE.fullmatch(text) or abs(int(text)) > _MAX_SIZE:
             raise InvalidInput("Error parsing size field to integer: use the digits 0 to 9", field=name)
         return replace(form, size=int(text))
     if any(unicodedata.category(char) == "Cc" for char in text):
         raise InvalidInput(f"{name} holds a control character; use plain text", field=name)
-    return _with(form, name, text)
-
-
-def _with(form: Form, name: str, value: Any) -> Form:
-    return replace(form, **{name: value})
+    words: dict[str, Any] = {name: text}
+    return replace(form, **words)
 
 
 def _checked(form: Form, kind: ArtifactKind) -> Upload:
@@ -148,7 +154,7 @@ def _checked(form: Form, kind: ArtifactKind) -> Upload:
             raise InvalidInput(f"Invalid form: '{name.capitalize()}' unset. {_BEFORE}", field=name)
     if not form.size:
         raise InvalidInput(f"Invalid form: 'Size' unset. {_BEFORE}", field="size")
-    if form.size < -1:
+    if form.size < 0:
         raise InvalidInput("Invalid form: size is negative", field="size")
     return Upload(
         kind=kind,
@@ -167,8 +173,7 @@ def receive_change(request: Request, old: Artifact, artifacts: ArtifactService, 
         InvalidInput, TooLarge, Conflict, NotFound, Unavailable: nothing was changed.
     """
     with _prefixed("[Error patching problem] "):
-        body = BodySource(request.stream, request.content_length)
-        reader = MultipartReader(body, request.headers.get("Content-Type", ""))
+        reader = MultipartReader(BodySource(request), request.headers.get("Content-Type", ""))
         form = _read_form(reader, old.kind, artifacts)
         given = {name: getattr(form, name) for name in ("name", "description") if getattr(form, name) is not None}
         new = replace(old, id=form.uuid or old.id, **given)

@@ -8,6 +8,7 @@ a build context also symbolic links that stay inside. Everything else is refused
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import os
@@ -30,7 +31,10 @@ _MAX_EXTENDED_HEADER = 64 << 10
 _MAX_RATIO = 200
 _RATIO_FROM = 16 << 20
 _MAX_NAME = 255
-_PART = re.compile(r"[^\x00-\x1f\x7f/\\]{1,255}")
+#: With the folder that it is unpacked into before it, a name must stay below PATH_MAX.
+_MAX_PATH = 2048
+#: No control characters, and no surrogates: those stand for bytes that are not UTF-8.
+_PART = re.compile(r"[^\x00-\x1f\x7f/\\\ud800-\udfff]{1,255}")
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
@@ -84,9 +88,10 @@ class ArchiveReader:
     def __iter__(self) -> Iterator[Entry]:
         seen: dict[str, bool] = {}
         extended: dict[str, str] = {}
-        while (info := self._next_header()) is not None:
-            if len(seen) >= self._limits.max_entries:
-                raise BadArchive(f"more than {self._limits.max_entries} files and folders")
+        too_many = f"more than {self._limits.max_entries} files and folders"
+        for headers, info in enumerate(iter(self._next_header, None), 1):
+            if headers > 3 * (self._limits.max_entries + 1):  # no entry needs more than two extended headers
+                raise BadArchive(too_many)
             if info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
                 extended |= self._extended_header(info)
                 continue
@@ -94,6 +99,8 @@ class ArchiveReader:
             extended = {}
             if entry.name != ".":
                 _check_place(entry, seen)
+                if len(seen) > self._limits.max_entries:
+                    raise BadArchive(too_many)
                 yield entry
             self._skip(self._left_in_entry + self._padding)
 
@@ -110,6 +117,8 @@ class ArchiveReader:
         raw_name = extended.get("path", info.name)
         name = _checked_name(raw_name, self._limits.max_depth)
         size = _checked_size(extended.get("size"), info.size)
+        if name == "." and info.type != tarfile.DIRTYPE:
+            raise BadArchive("a file without a name")
         if info.type in _REGULAR and not raw_name.endswith("/"):
             self._left_in_entry, self._padding = size, -size % _BLOCK
             return Entry(name=name, size_bytes=size, executable=bool(info.mode & 0o100))
@@ -121,7 +130,7 @@ class ArchiveReader:
         raise BadArchive(f"{name!r} is {_TYPES.get(info.type, 'of an unknown type')}; pack files and folders only")
 
     def _next_header(self) -> tarfile.TarInfo | None:
-        block = self._inflate_exactly(_BLOCK, may_end=True)
+        block = self._inflate_exactly(_BLOCK, may_end=self._unpacked > 0)
         if not block.strip(b"\0"):
             self._drain()
             return None
@@ -191,7 +200,9 @@ def _pax_records(content: bytes) -> dict[str, str]:
         if not space or not re.fullmatch(rb"[0-9]{1,6}", digits) or not len(digits) < int(digits) <= len(content):
             raise BadArchive("a damaged extended header")
         record, content = content[len(digits) + 1 : int(digits)], content[int(digits) :]
-        key, _, value = record.rstrip(b"\n").partition(b"=")
+        key, equals, value = record.removesuffix(b"\n").partition(b"=")
+        if not equals or not record.endswith(b"\n"):
+            raise BadArchive("a damaged extended header")
         if key.startswith(b"GNU.sparse"):
             raise BadArchive("sparse files are not accepted; pack without --sparse")
         if key in (b"path", b"linkpath", b"size"):
@@ -206,14 +217,12 @@ def _checked_name(name: str, max_depth: int) -> str:
         raise BadArchive(f"{shown!r} leads out of the archive; pack with relative names")
     if len(parts) > max_depth:
         raise BadArchive(f"{shown!r} lies more than {max_depth} folders deep")
+    if len(name.encode("utf-8", "surrogateescape")) > _MAX_PATH:
+        raise BadArchive(f"{shown!r} is longer than {_MAX_PATH} bytes")
     for part in parts:
-        if not _PART.fullmatch(part) or len(part.encode("utf-8", "surrogateescape")) > _MAX_NAME or not _is_text(part):
+        if not _PART.fullmatch(part) or len(part.encode()) > _MAX_NAME:
             raise BadArchive(f"{shown!r} is not a usable file name")
     return "/".join(parts) or "."
-
-
-def _is_text(name: str) -> bool:
-    return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
 def _checked_size(extended: str | None, size: int) -> int:
@@ -227,9 +236,13 @@ def _checked_size(extended: str | None, size: int) -> int:
 
 
 def _checked_link(name: str, target: str) -> str:
-    resolved = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
-    if target.startswith("/") or resolved.split("/")[0] == ".." or not _is_text(target) or not target.isprintable():
-        raise BadArchive(f"the link {name!r} leads out of the archive")
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    up = next((place for place, part in enumerate(parts) if part != ".."), len(parts))
+    # Only up and then down: after the name of another link, ".." would lead up from wherever that one leads.
+    if target.startswith("/") or up > name.count("/") or ".." in parts[up:]:
+        raise BadArchive(f"the link {name!r} leads out of the archive, or goes down and up again")
+    if not target or len(target.encode("utf-8", "surrogateescape")) > _MAX_PATH or not target.isprintable():
+        raise BadArchive(f"the link {name!r} has no usable target")
     return target
 
 
@@ -254,7 +267,7 @@ def unpack(source: BinaryIO, folder: Path, limits: ArchiveLimits) -> list[str]:
     Raises:
         BadArchive: it breaks a limit or a rule; the folder then holds what came before.
     """
-    reader = ArchiveReader(source, limits)
+    reader = ArchiveReader(source, dataclasses.replace(limits, links=False))
     names = []
     for entry in reader:
         target = folder / entry.name
@@ -306,6 +319,9 @@ def repack_context(source: BinaryIO, target: BinaryIO, limits: ArchiveLimits) ->
             elif entry.link is not None:
                 info.type, info.linkname = tarfile.SYMTYPE, entry.link
             info.size = entry.size_bytes
+            # The engine compiles each of its lines.
+            if entry.name == ".dockerignore" and entry.size_bytes > _MAX_EXTENDED_HEADER:
+                raise BadArchive(f".dockerignore is longer than {_MAX_EXTENDED_HEADER} bytes")
             if entry.name == "Dockerfile":
                 dockerfile = _read_dockerfile(reader, entry)
                 tar.addfile(info, io.BytesIO(dockerfile.encode()))

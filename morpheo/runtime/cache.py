@@ -18,6 +18,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -32,6 +33,9 @@ OpenBlob = Callable[[str], AbstractContextManager[Iterator[bytes]]]
 
 #: How often a job that waits for another's fetch or build looks whether it was told to stop, in seconds.
 LOCK_POLL_S = 1.0
+#: A file that is being fetched is not evicted, unless nothing was written to it for so long.
+_STALE_FETCH_S = 3600.0
+_FETCHING = "fetch-"
 
 
 class NodeCache:
@@ -81,21 +85,20 @@ class NodeCache:
             Interrupted: the interrupt was set.
         """
         cached = self._blobs / artifact.sha256
-        while True:
-            try:
-                os.link(cached, target)
-            except FileNotFoundError:
-                with self.lock(artifact.sha256, interrupt):
-                    if not cached.exists():
-                        self._fetch(artifact, cached, interrupt)
-            else:
-                os.utime(cached)  # the time of its last use
-                return
+        try:
+            os.link(cached, target)
+        except FileNotFoundError:
+            with self.lock(artifact.sha256, interrupt):
+                try:
+                    os.link(cached, target)  # fetched by another job meanwhile
+                except FileNotFoundError:
+                    self._fetch(artifact, cached, target, interrupt)
+        os.utime(target)  # the time of its last use
 
-    def _fetch(self, artifact: Artifact, cached: Path, interrupt: Interrupt) -> None:
+    def _fetch(self, artifact: Artifact, cached: Path, target: Path, interrupt: Interrupt) -> None:
         cached.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
-        descriptor, name = tempfile.mkstemp(dir=cached.parent)
+        descriptor, name = tempfile.mkstemp(dir=cached.parent, prefix=_FETCHING)
         try:
             with open(descriptor, "wb") as file, self._open_blob(artifact.blob_key) as pieces:
                 for piece in pieces:
@@ -105,6 +108,8 @@ class NodeCache:
             if digest.hexdigest() != artifact.sha256:
                 raise CorruptBlob(f"the blob of {artifact.kind} {artifact.id} has changed since it was stored")
             Path(name).chmod(0o444)
+            # Linked first: a blob that can be evicted before it is linked would be fetched again, perhaps for ever.
+            os.link(name, target)
             Path(name).rename(cached)
         except BaseException:
             Path(name).unlink(missing_ok=True)
@@ -120,7 +125,8 @@ class NodeCache:
         for path, stat in sorted(files, key=lambda item: item[1].st_mtime):
             if excess <= 0:
                 break
-            if stat.st_nlink == 1:
+            fetching = path.name.startswith(_FETCHING) and time.time() - stat.st_mtime < _STALE_FETCH_S
+            if stat.st_nlink == 1 and not fetching:
                 path.unlink(missing_ok=True)
                 excess -= stat.st_size
 
@@ -137,13 +143,14 @@ class NodeCache:
         """Remember a test set whose targets are hidden; its files must not change any more."""
         self._detarget.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=self._detarget))
-        for path in folder.iterdir():
-            if path.is_file():
-                os.link(path, temporary / path.name)
         try:
-            temporary.rename(self._detarget / key)
-        except OSError:  # another job was faster
-            shutil.rmtree(temporary)
+            for path in folder.iterdir():
+                if path.is_file():
+                    os.link(path, temporary / path.name)
+            with contextlib.suppress(OSError):  # another job was faster
+                temporary.rename(self._detarget / key)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def detarget_key(problem: Artifact, test_data: list[Artifact]) -> str:

@@ -7,7 +7,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
 from uuid import UUID
 
 import requests
@@ -27,6 +27,7 @@ from morpheo.runtime.contract import (
     Profile,
     StepResult,
 )
+from morpheo.runtime.memory import MemoryWatch
 from morpheo.runtime.profile import LABEL_ATTEMPT, LABEL_JOB, LABEL_NODE, create_arguments
 
 #: What the engine may take for the end of a container that was killed, in seconds.
@@ -114,6 +115,9 @@ class DockerRuntime:
                     if container_id is None
                     else self._run_created(container_id, spec, interrupt)
                 )
+        except RuntimeUnavailable:
+            interrupt.check()  # a container that the interrupter removed is no fault of the engine
+            raise
         finally:
             self._remove(spec.name)
         interrupt.check()
@@ -157,7 +161,7 @@ class DockerRuntime:
     def _run_created(self, container_id: str, spec: ContainerSpec, interrupt: Interrupt) -> StepResult:
         kill = functools.partial(self._kill, container_id)
         deadline = _Deadline(spec.timeout_s, kill)
-        with interrupt.calling(kill), deadline, _MemorySampler(self._client, container_id) as memory:
+        with interrupt.calling(kill), deadline:
             began = time.monotonic()
             try:
                 self._client.start(container_id)
@@ -167,8 +171,8 @@ class DockerRuntime:
                 return StepResult(exit_code=None, seconds=0.0, start_error=str(exc.explanation))
             if interrupt.reason is not None:  # it was set before there was anything to kill
                 kill()
-            memory.start()
-            self._client.wait(container_id, timeout=int(spec.timeout_s + KILL_GRACE_S))
+            with MemoryWatch(self._client, container_id) as memory:
+                self._client.wait(container_id, timeout=int(spec.timeout_s + KILL_GRACE_S))
             seconds = time.monotonic() - began
         state = self._client.inspect_container(container_id)["State"]
         return StepResult(
@@ -220,48 +224,6 @@ class _Deadline:
 
     def __exit__(self, *_exc: object) -> None:
         self._timer.cancel()
-
-
-class _MemorySampler:
-    """
-    Watches the memory of a running container.
-
-    The engine forgets a container's counters when it ends, so they are read while it runs: often at first, because
-    many containers are short, then every two seconds. cgroup v1 reports the highest value itself.
-    """
-
-    FIRST_WAIT_S = 0.01
-    LAST_WAIT_S = 2.0
-
-    def __init__(self, client: APIClient, container_id: str) -> None:
-        self.peak_bytes: int | None = None
-        self._client = client
-        self._container_id = container_id
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="memory-sampler", daemon=True)
-
-    def start(self) -> None:
-        """Begin to watch."""
-        self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _watch(self) -> None:
-        wait_s = self.FIRST_WAIT_S
-        while not self._ended.wait(wait_s):
-            wait_s = min(wait_s * 2, self.LAST_WAIT_S)
-            with contextlib.suppress(DockerException, requests.RequestException):
-                stats: dict[str, Any] = self._client.stats(self._container_id, stream=False, one_shot=True)
-                memory = stats.get("memory_stats") or {}
-                seen = memory.get("max_usage") or memory.get("usage")
-                if seen:
-                    self.peak_bytes = max(self.peak_bytes or 0, seen)
 
 
 @contextlib.contextmanager

@@ -14,12 +14,16 @@ from fnmatch import fnmatchcase
 
 from morpheo.errors import BadArchive
 
+_ACCEPTED = re.compile(
+    "ADD|ARG|CMD|COPY|ENTRYPOINT|ENV|EXPOSE|FROM|HEALTHCHECK|LABEL|MAINTAINER|RUN|SHELL|STOPSIGNAL|USER|WORKDIR"
+)
 _REFUSED = {
     "VOLUME": "VOLUME would be a writable folder without a limit; write to /data and /tmp instead",
     "ONBUILD": "ONBUILD is not accepted; write the instruction itself",
 }
 _FLAG = re.compile(r"--([a-z-]+)(?:=([A-Za-z0-9:._/-]+))?")
 _DIRECTIVE = re.compile(r"#\s*(syntax|escape|check)\s*=", re.IGNORECASE)
+_STAGE = re.compile(r"[a-z][a-z0-9_.-]*")
 
 
 def check_dockerfile(text: str, *, base_images: tuple[str, ...]) -> None:
@@ -35,21 +39,22 @@ def check_dockerfile(text: str, *, base_images: tuple[str, ...]) -> None:
     """
     stages: list[str] = []
     for number, keyword, rest in _instructions(text):
+        if not _ACCEPTED.fullmatch(keyword):
+            reason = _REFUSED.get(keyword, f"{keyword[:50]!r} is not an instruction")
+            raise BadArchive(f"Dockerfile line {number}: {reason}")
         flags, arguments = _split_flags(rest, number)
-        if keyword in _REFUSED:
-            raise BadArchive(f"Dockerfile line {number}: {_REFUSED[keyword]}")
         if keyword == "FROM":
-            name = _base_name(arguments, number)
-            if name.lower() not in stages:
-                _check_base(name, number, base_images)
-            stages.append(arguments[-1].lower() if [word.upper() for word in arguments[1:2]] == ["AS"] else "")
-        earlier = {*stages, *map(str, range(len(stages)))} - {""}
-        if "from" in flags and flags["from"].lower() not in earlier:
+            stages.append(_stage(arguments, number, stages, base_images))
+        # Without the present stage: the engine takes its name, while it is built, for that of an image.
+        earlier = stages[:-1]
+        if "from" in flags and flags["from"].lower() not in {*earlier, *map(str, range(len(earlier)))} - {""}:
             raise BadArchive(f"Dockerfile line {number}: --from may only name an earlier stage of this Dockerfile")
-        if keyword == "ADD" and any(re.match(r"[\[\"']*(\w+://|git@)", word) or "$" in word for word in arguments):
-            raise BadArchive(f"Dockerfile line {number}: ADD of a URL is not accepted; pack the file into the archive")
+        if keyword == "ADD":
+            _check_add(rest, number)
         if keyword == "RUN" and flags:
             raise BadArchive(f"Dockerfile line {number}: flags of RUN are not accepted")
+        if keyword in ("RUN", "COPY", "ADD") and "<<" in rest:  # some engines would skip the lines that follow
+            raise BadArchive(f"Dockerfile line {number}: << is not accepted; COPY a script from the archive and run it")
     if not stages:
         raise BadArchive("Dockerfile has no FROM")
 
@@ -59,24 +64,23 @@ def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
     if any(char.isspace() and char not in " \t\n" for char in text.replace("\r\n", "\n")):
         raise BadArchive("Dockerfile has white space other than spaces, tabs and line ends")
     joined, start = "", 0
-    for number, line in enumerate([*text.replace("\r\n", "\n").split("\n"), "#"], 1):
+    for number, line in enumerate([*text.replace("\r\n", "\n").split("\n"), ""], 1):
         stripped = line.strip(" \t")
+        is_last = number > text.count("\n") + 1
         if _DIRECTIVE.match(stripped):
             raise BadArchive(f"Dockerfile line {number}: parser directives (# syntax, # escape) are not accepted")
-        is_last = number > text.count("\n") + 1
-        if not stripped or stripped.startswith("#"):  # also inside a continued instruction, as the engine does
-            if not (is_last and joined):
-                continue
-            stripped = ""
-        start = start or number
-        if stripped.endswith("\\"):
-            joined += stripped[:-1]
+        if not is_last and (not stripped or stripped.startswith("#")):  # inside a continued instruction as well
             continue
-        words = (joined + stripped).split(None, 1)
-        joined = ""
+        if stripped.endswith("\\\\"):  # engines differ in whether the line ends here
+            raise BadArchive(f"Dockerfile line {number}: a line may not end with two backslashes")
+        start = start or number
+        joined += line.rstrip(" \t").removesuffix("\\")  # the white space before a continued line counts
+        if stripped.endswith("\\"):
+            continue
+        words = joined.split(None, 1)
         if words:
             yield start, words[0].upper(), words[1] if len(words) > 1 else ""
-        start = 0
+        joined, start = "", 0
 
 
 def _split_flags(rest: str, number: int) -> tuple[dict[str, str], list[str]]:
@@ -91,16 +95,46 @@ def _split_flags(rest: str, number: int) -> tuple[dict[str, str], list[str]]:
     return flags, words
 
 
-def _base_name(arguments: list[str], number: int) -> str:
+def _stage(arguments: list[str], number: int, stages: list[str], base_images: tuple[str, ...]) -> str:
     if not arguments:
         raise BadArchive(f"Dockerfile line {number}: FROM names no image")
-    return arguments[0]
+    if arguments[0].lower() not in stages:
+        _check_base(arguments[0], number, base_images)
+    match [word.lower() for word in arguments[1:]]:
+        case []:
+            return ""
+        case ["as", name] if _STAGE.fullmatch(name):
+            return name
+    raise BadArchive(f"Dockerfile line {number}: FROM takes an image, and AS with a name of a-z, 0-9, - _ and .")
 
 
 def _check_base(name: str, number: int, base_images: tuple[str, ...]) -> None:
-    full = name if ":" in name.rsplit("/", 1)[-1] or name == "scratch" else f"{name}:latest"
-    if "@" in name or "$" in name or not any(fnmatchcase(full, pattern) for pattern in base_images):
+    if "@" in name or "$" in name or not any(_is_allowed(name, pattern) for pattern in base_images):
         raise BadArchive(
             f"Dockerfile line {number}: FROM {name[:100]} is not accepted here; use one of {', '.join(base_images)}, "
             "or ask the operator to add it to MORPHEO_BASE_IMAGES"
+        )
+
+
+def _is_allowed(name: str, pattern: str) -> bool:
+    if name == pattern:
+        return True
+    # Repository and tag apart, or the port of somebody's registry would match a pattern for tags.
+    allowed_repository, allowed_tag = _split_tag(pattern, "*" if pattern.endswith("*") else "latest")
+    repository, tag = _split_tag(name, "latest")
+    return repository != "scratch" and fnmatchcase(repository, allowed_repository) and fnmatchcase(tag, allowed_tag)
+
+
+def _split_tag(name: str, default: str) -> tuple[str, str]:
+    repository, colon, tag = name.rpartition(":")
+    return (repository, tag) if colon and "/" not in tag else (name, default)
+
+
+def _check_add(rest: str, number: int) -> None:
+    # The engine removes quotes and backslashes and fills in variables before it looks for a URL.
+    unquoted = rest.replace('"', "").replace("'", "")
+    if "://" in unquoted or "git@" in unquoted or "\\" in rest or "$" in rest:
+        raise BadArchive(
+            f"Dockerfile line {number}: ADD of a URL, or with a variable or a backslash, is not accepted; "
+            "pack the file into the archive"
         )

@@ -13,6 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -23,6 +24,8 @@ _NAME = re.compile(r"[A-Za-z0-9._ -]{1,255}")
 _COPY_SIZE = 1 << 20
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: Errors that no container can cause: they are the machine's.
+_OURS = frozenset({errno.ENOENT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE})
 
 
 class TooMuchOutput(BadOutput):
@@ -53,8 +56,8 @@ def harvest_files(source: Path, target: Path, *, names: set[str], max_bytes: int
         TooMuchOutput: a file is too large.
     """
     found: set[str] = set()
-    with _Folder(os.open(source, _FOLDER_FLAGS)) as folder:
-        for name in folder.names(limit=len(names) + 1):
+    with _Folder(_open_folder(source, "")) as folder:
+        for name in folder.names(left=len(names) + 1, limit=len(names)):
             if name not in names:
                 raise BadOutput(f"unexpected file {_shown(name)}; write one file for each data id and nothing else")
             _copy_file(folder.descriptor, name, target / name, max_bytes=max_bytes, shown=name)
@@ -81,16 +84,16 @@ def harvest_tree(source: Path, target: Path, limits: OutputLimits) -> list[str]:
     while pending:
         prefix = pending.pop()
         with _Folder(_open_folder(source, prefix)) as folder:
-            for name in folder.names(limit=left_entries):
+            for name in folder.names(left=left_entries, limit=limits.max_files):
                 left_entries -= 1
                 relative = f"{prefix}/{name}".lstrip("/")
                 if not _NAME.fullmatch(name):
                     raise BadOutput(
                         f"the file name {_shown(name)} cannot be kept; use letters, digits, . _ - and space"
                     )
-                if stat.S_ISDIR(os.stat(name, dir_fd=folder.descriptor, follow_symlinks=False).st_mode):
+                if stat.S_ISDIR(_mode(folder.descriptor, name, relative)):
                     if relative.count("/") + 1 >= limits.max_depth:
-                        raise TooMuchOutput(f"folders are nested more than {limits.max_depth} deep")
+                        raise TooMuchOutput(f"folders are nested {limits.max_depth} deep or more; use fewer")
                     (target / relative).mkdir()
                     pending.append(relative)
                     continue
@@ -109,16 +112,13 @@ def read_file(folder: Path, name: str, *, max_bytes: int) -> bytes | None:
         BadOutput: it is not a regular file.
         TooMuchOutput: it is too large.
     """
-    with _Folder(os.open(folder, _FOLDER_FLAGS)) as opened:
+    with _Folder(_open_folder(folder, "")) as opened:
         try:
-            descriptor = os.open(name, _FILE_FLAGS, dir_fd=opened.descriptor)
+            _mode(opened.descriptor, name, name)
         except FileNotFoundError:
             return None
-        except OSError as exc:
-            raise BadOutput(f"{_shown(name)} is not a regular file") from exc
+        descriptor = _open_file(opened.descriptor, name, name)
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise BadOutput(f"{_shown(name)} is not a regular file")
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise TooMuchOutput(f"{_shown(name)} is larger than {max_bytes} bytes")
@@ -137,48 +137,68 @@ class _Folder:
     def __exit__(self, *_exc: object) -> None:
         os.close(self.descriptor)
 
-    def names(self, *, limit: int) -> Iterator[str]:
-        """Return the names in the folder, but fail as soon as there are more than `limit`."""
+    def names(self, *, left: int, limit: int) -> Iterator[str]:
+        """Return the names in the folder, but fail as soon as there are more than are left of the `limit`."""
         with os.scandir(self.descriptor) as entries:
             names: list[str] = []
             for entry in entries:
-                if len(names) >= limit:
+                if len(names) >= left:
                     raise TooMuchOutput(f"too many files; at most {limit} are kept here")
                 names.append(entry.name)
         return iter(sorted(names))
 
 
+@contextmanager
+def _blaming(shown: str) -> Iterator[None]:
+    """Turn an error that the container can have caused into `BadOutput`."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in _OURS:
+            raise
+        kind = "a link" if exc.errno == errno.ELOOP else f"unreadable ({exc.strerror})"
+        raise BadOutput(f"{_shown(shown)} is {kind}; write regular files and folders") from exc
+
+
+def _mode(folder: int, name: str, shown: str) -> int:
+    with _blaming(shown):
+        return os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+
+
 def _open_folder(root: Path, relative: str) -> int:
     # One component at a time: O_NOFOLLOW protects only the last one.
-    descriptor = os.open(root, _FOLDER_FLAGS)
+    with _blaming(relative or root.name):
+        descriptor = os.open(root, _FOLDER_FLAGS)
     for part in relative.split("/") if relative else ():
         try:
-            inner = os.open(part, _FOLDER_FLAGS, dir_fd=descriptor)
-        except OSError as exc:
-            raise BadOutput(f"{_shown(relative)} cannot be read: {exc.strerror}") from exc
+            with _blaming(relative):
+                inner = os.open(part, _FOLDER_FLAGS, dir_fd=descriptor)
         finally:
             os.close(descriptor)
         descriptor = inner
     return descriptor
 
 
-def _copy_file(folder: int, name: str, target: Path, *, max_bytes: int, shown: str) -> int:
-    try:
+def _open_file(folder: int, name: str, shown: str) -> int:
+    with _blaming(shown):
         descriptor = os.open(name, _FILE_FLAGS, dir_fd=folder)
-    except OSError as exc:
-        kind = "a link" if exc.errno == errno.ELOOP else f"unreadable ({exc.strerror})"
-        raise BadOutput(f"{_shown(shown)} is {kind}; write regular files") from exc
-    with open(descriptor, "rb", buffering=0) as source:
-        info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
-            raise BadOutput(f"{_shown(shown)} is not a regular file, or has a second hard link")
-        if info.st_size > max_bytes:
+    info = os.fstat(descriptor)
+    if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
+        os.close(descriptor)  # before open(), which raises for a folder and leaves it open
+        raise BadOutput(f"{_shown(shown)} is not a regular file, or has a second hard link")
+    return descriptor
+
+
+def _copy_file(folder: int, name: str, target: Path, *, max_bytes: int, shown: str) -> int:
+    with open(_open_file(folder, name, shown), "rb", buffering=0) as source:
+        size = os.fstat(source.fileno()).st_size
+        if size > max_bytes:
             raise TooMuchOutput(f"{_shown(shown)} makes the output larger than the limit of bytes")
         copied = 0
         with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb") as file:
             while piece := source.read(_COPY_SIZE):
                 copied += len(piece)
-                if copied > info.st_size:
+                if copied > size:
                     raise BadOutput(f"{_shown(shown)} grew while it was read")
                 file.write(piece)
     return copied

@@ -97,7 +97,7 @@ class Workspace:
 
     def _give_away(self, path: Path) -> None:
         if os.getuid() == 0:
-            os.chown(path, self._owner, self._owner)
+            os.chown(path, self._owner, self._owner, follow_symlinks=False)
 
 
 def owner_of(path: Path) -> Owner | None:
@@ -115,5 +115,8 @@ def remove_tree(path: Path) -> None:
 
     By the ``rm`` program: a tree that a hostile program made can be too deep for `shutil.rmtree`.
     """
-    if path.exists():
-        subprocess.run(["rm", "-rf", "--one-file-system", "--", str(path)], check=False, capture_output=True)
+    remove = ["rm", "-rf", "--one-file-system", "--", str(path)]
+    if path.exists() and subprocess.run(remove, check=False, capture_output=True).returncode:
+        # The program had the worker's own user id, and made folders that their owner may not read.
+        subprocess.run(["chmod", "-R", "u+rwx", "--", str(path)], check=False, capture_output=True)
+        subprocess.run(remove, check=False, capture_output=True)

@@ -18,17 +18,21 @@ class _DatabaseNow(FunctionElement[float]):
 
 @compiles(_DatabaseNow, "sqlite")
 def _sqlite(_element: _DatabaseNow, _compiler: Any, **_kwargs: Any) -> str:
-    return "((julianday('now') - 2440587.5) * 86400.0)"
+    return "round((julianday('now') - 2440587.5) * 86400.0, 3)"
 
 
 @compiles(_DatabaseNow, "postgresql")
 def _postgresql(_element: _DatabaseNow, _compiler: Any, **_kwargs: Any) -> str:
     # Not now(): that is the start of the transaction, which may have waited for a lock.
-    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
+    return "CAST(round(CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS NUMERIC), 3) AS DOUBLE PRECISION)"
 
 
 def database_now() -> ColumnElement[float]:
-    """Return the SQL expression of the present time, in seconds since the epoch (SQLite: to the millisecond)."""
+    """
+    Return the SQL expression of the present time, in seconds since the epoch.
+
+    Rounded to the millisecond: such a number survives the way through a `datetime` and back, as paging needs it.
+    """
     return _DatabaseNow()
 
 

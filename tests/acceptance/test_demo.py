@@ -1,0 +1,39 @@
+"""The demo, as a newcomer runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from docker import APIClient
+
+from tests.acceptance.conftest import leftovers
+
+pytestmark = pytest.mark.docker
+
+
+def test_the_demo_learns_predicts_and_leaves_nothing(engine: APIClient, tmp_path: Path) -> None:
+    before = leftovers(engine)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "morpheo", "demo", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert {name: len(scores) for name, scores in result["scores"].items()} == {"logistic": 4, "bayes": 4}
+    assert all(0.9 < score <= 1 for scores in result["scores"].values() for score in scores)
+    assert max(score for scores in result["scores"].values() for score in scores) > 0.95
+    assert len(result["prediction"]) == 85
+    assert all(0 <= float(value) <= 1 or result["best_model"] for value in result["prediction"])
+    assert leftovers(engine) == before
+    assert list(temporary.iterdir()) == []

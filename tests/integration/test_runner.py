@@ -1,0 +1,606 @@
+"""Jobs from order to end on one node, with real rows and a fake engine."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from morpheo.errors import DatabaseUnavailable, InvalidInput, NotFound, StorageUnavailable
+from morpheo.execution import MODEL_FILE
+from morpheo.models import ArtifactKind, AttemptOutcome, Blame, Cause, Job, JobState, LearnSpec, StepName
+from morpheo.storage.database import Database
+from morpheo.testing import FakeContainer, make_archive
+from tests.support.services import wait_until
+from tests.support.workbench import Workbench, algo, flag, make_workbench, problem
+
+
+@pytest.fixture
+def bench(sqlite_url: str, tmp_path: Path) -> Workbench:
+    return make_workbench(sqlite_url, tmp_path / "node")
+
+
+def run(bench: Workbench, spec: LearnSpec | None = None) -> Job:
+    """Order a job and make one attempt at it; the node must be clean afterwards."""
+    job = bench.resources.jobs.submit(spec or bench.learn_spec())
+    ended = bench.resources.runner.run(job.id)
+    assert ended is not None
+    assert not bench.work_dir.exists() or list(bench.work_dir.iterdir()) == []
+    return ended
+
+
+def blob_keys(bench: Workbench, prefix: str) -> list[str]:
+    return [blob.key for blob in bench.blobs.list(prefix)]
+
+
+def test_a_learn_job_is_scored_and_its_model_is_stored(bench: Workbench) -> None:
+    spec = bench.learn_spec()
+    job = run(bench, spec)
+    assert job.state is JobState.SUCCEEDED, job.failure
+    assert job.scores is not None
+    first, second = map(str, spec.test_data)
+    assert job.scores.perf == 0.5
+    assert job.scores.test_perf == {first: 1.0, second: 0.0}
+    assert job.scores.train_perf == {str(data_id): 1.0 for data_id in spec.train_data}
+    model = bench.resources.artifacts.get(ArtifactKind.MODEL, spec.model_end)
+    assert model.algo == spec.algo
+    assert model.blob_key.startswith(f"model/{spec.model_end}/1-")
+    assert [step.name for step in job.attempts[0].steps] == [
+        StepName.BUILD_PROBLEM,
+        StepName.BUILD_ALGO,
+        StepName.DETARGET,
+        StepName.TRAIN,
+        StepName.PERF,
+    ]
+    assert all(step.seconds is not None for step in job.attempts[0].steps)
+
+
+def test_a_chain_learns_from_the_model_before(bench: Workbench) -> None:
+    first = bench.learn_spec()
+    run(bench, first)
+    more = (bench.store(ArtifactKind.DATA, b"c:3"),)
+    second = bench.learn_spec(
+        workflow=first.workflow,
+        algo=first.algo,
+        train_data=more,
+        test_data=first.test_data,
+        rank=1,
+        model_start=first.model_end,
+    )
+    job = run(bench, second)
+    assert job.scores is not None
+    assert job.scores.perf == 1.0  # a from the first rank, c from the second
+
+
+def test_images_and_detargeted_sets_are_made_once(bench: Workbench) -> None:
+    first = bench.learn_spec()
+    run(bench, first)
+    bench.runtime.history.clear()
+    again = bench.learn_spec(workflow=first.workflow, algo=first.algo, test_data=first.test_data)
+    job = run(bench, again)
+    assert job.state is JobState.SUCCEEDED
+    assert bench.runtime.history == [f"morpheo-{again.id}-1-train", f"morpheo-{again.id}-1-perf"]
+
+
+def test_the_algo_never_sees_a_target_of_the_test_data(bench: Workbench) -> None:
+    seen: list[bytes] = []
+
+    def spy(container: FakeContainer) -> int:
+        for bind in container._binds:
+            seen.extend(
+                path.read_bytes() for path in bind.source.rglob("*") if path.is_file() and "test" in bind.target
+            )
+        return algo(container)
+
+    bench.programs["algo"] = spy
+    assert run(bench).state is JobState.SUCCEEDED
+    assert b"a" in seen
+    assert not [content for content in seen if b":" in content]
+
+
+def test_a_prediction_is_stored_under_the_id_that_the_order_promised(bench: Workbench) -> None:
+    learn = bench.learn_spec()
+    run(bench, learn)
+    spec = bench.predict_spec(learn.model_end, b"b")
+    bench.resources.jobs.submit(spec)
+    job = bench.resources.runner.run(spec.id)
+    assert job is not None
+    assert job.state is JobState.SUCCEEDED, job.failure
+    assert job.algo == learn.algo
+    assert bench.read(ArtifactKind.PREDICTION, spec.prediction) == b"2"
+
+
+@pytest.mark.parametrize("name", [MODEL_FILE, "weights.bin"])
+def test_a_model_of_one_file_is_there_under_the_name_of_2017_too(bench: Workbench, name: str) -> None:
+    model = make_archive({name: json.dumps({"x": "7"})})
+    algo_id = bench.learn_spec().algo
+    model_id = bench.store(ArtifactKind.MODEL, model, algo=algo_id)
+    seen: set[str] = set()
+
+    def look(container: FakeContainer) -> int:
+        seen.update(path.name for path in container.path("/data/model").iterdir())
+        return algo(container)
+
+    bench.programs["algo"] = look
+    spec = bench.predict_spec(model_id, b"x")
+    bench.resources.jobs.submit(spec)
+    bench.resources.runner.run(spec.id)
+    assert seen == {name, MODEL_FILE}
+    assert bench.read(ArtifactKind.PREDICTION, spec.prediction) == b"7"
+
+
+def test_nested_models_come_back_with_their_folders(bench: Workbench) -> None:
+    def nested(container: FakeContainer) -> int:
+        names = {
+            path.relative_to(container.path("/data/model")).as_posix()
+            for path in container.path("/data/model").rglob("*")
+            if path.is_file()
+        }
+        container.write("/data/model/deep/er/weights", f"{sorted(names)}".encode())
+        return algo(container)
+
+    bench.programs["algo"] = nested
+    first = bench.learn_spec()
+    run(bench, first)
+    second = bench.learn_spec(workflow=first.workflow, algo=first.algo, rank=1, model_start=first.model_end)
+    job = run(bench, second)
+    assert job.state is JobState.SUCCEEDED, job.failure
+
+
+def _exit(code: int) -> Callable[[FakeContainer], int]:
+    def program(container: FakeContainer) -> int:
+        container.print("line 1\nlast words\x1b[31m")
+        return code
+
+    return program
+
+
+def _write(target: str, content: bytes, then: Callable[[FakeContainer], int]) -> Callable[[FakeContainer], int]:
+    def program(container: FakeContainer) -> int:
+        code = then(container)
+        if flag(container, "-T") in ("train", "perf"):
+            container.write(target.format(hidden=container.args[-3]), content)
+        return code
+
+    return program
+
+
+def _forget(folder: str) -> Callable[[FakeContainer], int]:
+    def program(container: FakeContainer) -> int:
+        code = algo(container)
+        for path in container.path(folder).iterdir():
+            path.unlink()
+        return code
+
+    return program
+
+
+def _no_detarget(container: FakeContainer) -> int:
+    return 0 if flag(container, "-T") == "detarget" else problem(container)
+
+
+@pytest.mark.parametrize(
+    ("image", "program", "cause", "blame", "step", "words"),
+    [
+        ("algo", _exit(3), Cause.EXIT_CODE, Blame.SUBMITTER, StepName.TRAIN, "exit code 3"),
+        ("algo", _exit(127), Cause.EXIT_CODE, Blame.SUBMITTER, StepName.TRAIN, "ENTRYPOINT"),
+        ("algo", _exit(153), Cause.OUTPUT_LIMIT, Blame.SUBMITTER, StepName.TRAIN, "larger than the limit"),
+        ("problem", _exit(2), Cause.EXIT_CODE, Blame.PROBLEM, StepName.DETARGET, "last words"),
+        ("problem", _no_detarget, Cause.MISSING_OUTPUT, Blame.PROBLEM, StepName.DETARGET, "wrote no file for"),
+        ("algo", _forget("/data/model"), Cause.MISSING_OUTPUT, Blame.SUBMITTER, StepName.TRAIN, "no model"),
+        ("algo", _forget("/data/test/pred"), Cause.MISSING_OUTPUT, Blame.SUBMITTER, StepName.TRAIN, "test/pred"),
+        ("algo", _forget("/data/train/pred"), Cause.MISSING_OUTPUT, Blame.SUBMITTER, StepName.TRAIN, "train/pred"),
+        (
+            "algo",
+            _write("/data/test/pred/extra", b"x", algo),
+            Cause.BAD_OUTPUT,
+            Blame.SUBMITTER,
+            StepName.TRAIN,
+            "unexpected file 'extra'",
+        ),
+        (
+            "algo",
+            _write("/data/model/big", b"x" * 5000, algo),
+            Cause.OUTPUT_LIMIT,
+            Blame.SUBMITTER,
+            StepName.TRAIN,
+            "makes the output larger",
+        ),
+        (
+            "problem",
+            _write("{hidden}/perf/performance.json", b'{"perf": NaN}', problem),
+            Cause.BAD_PERFORMANCE,
+            Blame.PROBLEM,
+            StepName.PERF,
+            "NaN",
+        ),
+        (
+            "problem",
+            _write("{hidden}/perf/performance.json", b'{"perf": 1, "train_perf": {}, "test_perf": {}}', problem),
+            Cause.BAD_PERFORMANCE,
+            Blame.PROBLEM,
+            StepName.PERF,
+            "no score for",
+        ),
+    ],
+)
+def test_a_program_s_failure_ends_the_job_with_a_cause(
+    sqlite_url: str,
+    tmp_path: Path,
+    image: str,
+    program: Callable[[FakeContainer], int],
+    cause: Cause,
+    blame: Blame,
+    step: StepName,
+    words: str,
+) -> None:
+    bench = make_workbench(sqlite_url, tmp_path / "node", model_bytes=4000)
+    bench.programs[image] = program
+    spec = bench.learn_spec()
+    job = run(bench, spec)
+    assert job.state is JobState.FAILED
+    assert job.failure is not None
+    assert (job.failure.cause, job.failure.blame, job.failure.step) == (cause, blame, step)
+    assert words in job.failure.message
+    assert "\x1b" not in job.failure.message
+    assert (job.attempt, job.strikes) == (1, 0)
+    assert blob_keys(bench, "model/") == []
+    with pytest.raises(NotFound):
+        bench.resources.artifacts.get(ArtifactKind.MODEL, spec.model_end)
+
+
+@pytest.mark.parametrize(
+    ("files", "cause", "words"),
+    [
+        ({"Dockerfile": "FROM morpheo/base:1\nRUN false\n"}, Cause.BUILD_FAILED, "non-zero code"),
+        ({"Dockerfile": "FROM morpheo/base:1\n"}, Cause.BAD_IMAGE, "no ENTRYPOINT"),
+        ({"Dockerfile": 'FROM morpheo/base:1\nENTRYPOINT ["gone"]\n'}, Cause.BAD_IMAGE, "could not be started"),
+        ({"Dockerfile": "FROM problem-1\n"}, Cause.BAD_ARCHIVE, "FROM problem-1 is not accepted"),
+        ({"algo/Dockerfile": "FROM scratch\n"}, Cause.BAD_ARCHIVE, "no Dockerfile at the root"),
+        ({"../Dockerfile": "FROM scratch\n"}, Cause.BAD_ARCHIVE, "leads out of the archive"),
+    ],
+)
+def test_an_image_that_cannot_be_used_ends_the_job(
+    bench: Workbench, files: dict[str, str], cause: Cause, words: str
+) -> None:
+    spec = bench.learn_spec(algo=bench.store(ArtifactKind.ALGO, make_archive(files), name="bad"))
+    job = run(bench, spec)
+    assert job.failure is not None
+    assert (job.failure.cause, job.failure.blame) == (cause, Blame.SUBMITTER)
+    assert words in job.failure.message
+
+
+def test_an_archive_that_is_none_ends_the_job(bench: Workbench) -> None:
+    job = run(bench, bench.learn_spec(algo=bench.store(ArtifactKind.ALGO, b"not gzip", name="bad")))
+    assert job.failure is not None
+    assert job.failure.cause is Cause.BAD_ARCHIVE
+    assert "gzip" in job.failure.message
+
+
+def test_a_container_that_hangs_is_stopped(sqlite_url: str, tmp_path: Path) -> None:
+    bench = make_workbench(sqlite_url, tmp_path / "node", learn_timeout_s=0.2)
+
+    def hang(container: FakeContainer) -> int:
+        container.sleep(60)
+        return 0
+
+    bench.programs["algo"] = hang
+    job = run(bench)
+    assert job.failure is not None
+    assert job.failure.cause is Cause.TIME_LIMIT
+    assert "longer than 0.2 s" in job.failure.message
+
+
+def test_a_blob_that_changed_ends_the_job(bench: Workbench) -> None:
+    spec = bench.learn_spec(train_data=(bench.store(ArtifactKind.DATA, b"only:here"),))
+    artifact = bench.resources.artifacts.get(ArtifactKind.DATA, spec.train_data[0])
+    bench.blobs._blobs[artifact.blob_key] = (b"something else", artifact.created_at)
+    job = run(bench, spec)
+    assert job.failure is not None
+    assert job.failure.cause is Cause.CORRUPT_ARTIFACT
+    assert str(spec.train_data[0]) in job.failure.message
+
+
+def test_a_job_that_was_ordered_with_an_unknown_artifact_is_refused(bench: Workbench) -> None:
+    unknown = uuid4()
+    with pytest.raises(InvalidInput, match=f"test_data: data {unknown} not found"):
+        bench.resources.jobs.submit(bench.learn_spec(test_data=(unknown,)))
+    assert bench.publisher.published == []
+
+
+def test_the_same_order_is_one_job(bench: Workbench) -> None:
+    spec = bench.learn_spec()
+    assert bench.resources.jobs.submit(spec).id == bench.resources.jobs.submit(spec).id
+    assert bench.publisher.published == [spec.id]
+
+
+def test_a_second_message_for_a_running_or_ended_job_does_nothing(bench: Workbench) -> None:
+    spec = bench.learn_spec()
+    inner: list[Job | None] = []
+
+    def again(container: FakeContainer) -> int:
+        inner.append(bench.resources.runner.run(spec.id))
+        return algo(container)
+
+    bench.programs["algo"] = again
+    run(bench, spec)
+    assert inner == [None]
+    assert bench.resources.runner.run(spec.id) is None
+    assert len(bench.resources.jobs.get(spec.id).attempts) == 1
+
+
+def test_a_running_job_that_is_cancelled_stops(bench: Workbench) -> None:
+    spec = bench.learn_spec()
+    started = threading.Event()
+
+    def hang(container: FakeContainer) -> int:
+        started.set()
+        container.sleep(60)
+        return 0
+
+    bench.programs["algo"] = hang
+    bench.resources.jobs.submit(spec)
+    thread = threading.Thread(target=bench.resources.runner.run, args=(spec.id,))
+    thread.start()
+    assert started.wait(10)
+    assert bench.resources.jobs.cancel(spec.id).cancel_requested
+    thread.join(10)
+    job = bench.resources.jobs.get(spec.id)
+    assert job.state is JobState.CANCELLED
+    assert job.failure is not None
+    assert job.failure.cause is Cause.CANCELLED
+    assert bench.resources.jobs.cancel(spec.id).state is JobState.CANCELLED
+    assert list(bench.work_dir.iterdir()) == []
+    assert blob_keys(bench, "model/") == []
+
+
+def test_an_attempt_that_lost_its_lease_stops_and_writes_nothing(bench: Workbench) -> None:
+    spec = bench.learn_spec()
+    killed = threading.Event()
+
+    def lose(container: FakeContainer) -> int:
+        with bench.database.begin() as work:
+            work.jobs.renew(spec.id, 1, lease_s=-1)
+            assert work.jobs.claim(spec.id, worker="other", lease_s=30, max_attempts=3) is not None
+        container.sleep(60)
+        killed.set()
+        return 0
+
+    bench.programs["algo"] = lose
+    job = run(bench, spec)
+    assert killed.is_set()
+    assert (job.state, job.attempt, job.worker) == (JobState.RUNNING, 2, "other")
+    assert blob_keys(bench, "model/") == []
+
+
+def test_a_result_that_comes_after_the_lease_was_lost_is_dropped(sqlite_url: str, tmp_path: Path) -> None:
+    bench = make_workbench(sqlite_url, tmp_path / "node", heartbeat_s=15)  # too slow to notice
+    spec = bench.learn_spec()
+
+    def lose(container: FakeContainer) -> int:
+        code = algo(container)
+        with bench.database.begin() as work:
+            work.jobs.renew(spec.id, 1, lease_s=-1)
+            work.jobs.claim(spec.id, worker="other", lease_s=30, max_attempts=3)
+        return code
+
+    bench.programs["algo"] = lose
+    job = run(bench, spec)
+    assert (job.state, job.attempt, job.worker) == (JobState.RUNNING, 2, "other")
+    assert blob_keys(bench, "model/") == []
+
+
+def test_infrastructure_failures_are_retried_and_then_end_the_job(bench: Workbench) -> None:
+    spec = bench.learn_spec()
+    bench.runtime.down = True
+    bench.resources.jobs.submit(spec)
+    states = [bench.resources.runner.run(spec.id) for _ in range(3)]
+    assert [job and (job.state, job.strikes) for job in states] == [
+        (JobState.QUEUED, 1),
+        (JobState.QUEUED, 2),
+        (JobState.FAILED, 2),
+    ]
+    job = bench.resources.jobs.get(spec.id)
+    assert job.failure is not None
+    assert (job.failure.cause, job.failure.blame) == (Cause.RUNTIME_UNAVAILABLE, Blame.INFRASTRUCTURE)
+    assert [attempt.outcome for attempt in job.attempts] == [
+        AttemptOutcome.RETRIED,
+        AttemptOutcome.RETRIED,
+        AttemptOutcome.FAILED,
+    ]
+    assert "no container engine answers" in job.attempts[0].message
+
+
+def test_a_retry_that_works_ends_well(bench: Workbench) -> None:
+    spec = bench.learn_spec()
+    bench.runtime.down = True
+    bench.resources.jobs.submit(spec)
+    bench.resources.runner.run(spec.id)
+    bench.runtime.down = False
+    job = bench.resources.runner.run(spec.id)
+    assert job is not None
+    assert (job.state, job.attempt, job.strikes) == (JobState.SUCCEEDED, 2, 1)
+    assert bench.resources.artifacts.get(ArtifactKind.MODEL, spec.model_end).blob_key.split("/")[2].startswith("2-")
+
+
+def test_a_full_disk_is_named(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("morpheo.execution.pack", full)
+    spec = bench.learn_spec()
+    bench.resources.jobs.submit(spec)
+    for _ in range(3):
+        bench.resources.runner.run(spec.id)
+    job = bench.resources.jobs.get(spec.id)
+    assert job.failure is not None
+    assert (job.failure.cause, job.failure.blame) == (Cause.DISK_FULL, Blame.INFRASTRUCTURE)
+
+
+def test_a_bug_is_retried_and_its_text_stays_in_the_log(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_args: object, **_kwargs: object) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr("morpheo.execution.pack", bug)
+    spec = bench.learn_spec()
+    bench.resources.jobs.submit(spec)
+    for _ in range(3):
+        bench.resources.runner.run(spec.id)
+    job = bench.resources.jobs.get(spec.id)
+    assert job.failure is not None
+    assert job.failure.cause is Cause.INTERNAL_ERROR
+    assert "secret detail" not in job.failure.message
+
+
+def test_a_worker_that_is_told_to_stop_gives_its_job_back(bench: Workbench) -> None:
+    spec = bench.learn_spec()
+
+    def stop(container: FakeContainer) -> int:
+        raise SystemExit
+
+    bench.programs["algo"] = stop
+    bench.resources.jobs.submit(spec)
+    with pytest.raises(SystemExit):
+        bench.resources.runner.run(spec.id)
+    job = bench.resources.jobs.get(spec.id)
+    assert (job.state, job.strikes, job.attempts[0].outcome) == (JobState.QUEUED, 0, AttemptOutcome.RELEASED)
+    assert list(bench.work_dir.iterdir()) == []
+
+
+def test_a_model_whose_id_was_taken_meanwhile_ends_the_job(bench: Workbench) -> None:
+    spec = bench.learn_spec()
+
+    def steal(container: FakeContainer) -> int:
+        other = bench.resources.artifacts.get(ArtifactKind.ALGO, spec.algo)
+        with bench.database.begin() as work:
+            from dataclasses import replace  # noqa: PLC0415
+
+            work.artifacts.add(replace(other, kind=ArtifactKind.MODEL, id=spec.model_end, blob_key="model/other/1"))
+        return algo(container)
+
+    bench.programs["algo"] = steal
+    job = run(bench, spec)
+    assert job.state is JobState.FAILED
+    assert job.failure is not None
+    assert job.failure.cause is Cause.ARTIFACT_EXISTS
+    assert blob_keys(bench, f"model/{spec.model_end}") == []
+
+
+def test_logs_of_all_steps_can_be_read(bench: Workbench) -> None:
+    job = run(bench)
+    logs = dict(bench.resources.jobs.logs(job.id))
+    assert logs[StepName.TRAIN] == b"remembers 2\n"
+    assert logs[StepName.PERF] == b"scored\n"
+    with pytest.raises(NotFound, match="no attempt 5"):
+        list(bench.resources.jobs.logs(job.id, attempt=5))
+
+
+def test_a_commit_whose_answer_was_lost_counts(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from contextlib import contextmanager  # noqa: PLC0415
+
+    real, calls = Database.begin, []
+
+    @contextmanager
+    def lossy(self: Database):  # type: ignore[no-untyped-def]
+        with real(self) as work:
+            yield work
+            calls.append(work.jobs.get(spec.id).state)
+        if calls[-1] is JobState.SUCCEEDED:
+            raise DatabaseUnavailable
+
+    spec = bench.learn_spec()
+    bench.resources.jobs.submit(spec)
+    monkeypatch.setattr(Database, "begin", lossy)
+    job = bench.resources.runner.run(spec.id)
+    assert job is not None
+    assert job.state is JobState.SUCCEEDED
+    assert bench.read(ArtifactKind.MODEL, spec.model_end)
+
+
+def test_an_order_is_accepted_when_the_broker_is_down(bench: Workbench) -> None:
+    bench.publisher.down = True
+    spec = bench.learn_spec()
+    assert bench.resources.jobs.submit(spec).state is JobState.QUEUED
+    bench.publisher.down = False
+    assert bench.resources.sweeper.publish_waiting() == 1
+    assert bench.publisher.published == [spec.id]
+    assert bench.resources.sweeper.publish_waiting() == 0
+
+
+def test_the_sweeper_recovers_a_lost_job_and_ends_one_that_is_lost_too_often(bench: Workbench) -> None:
+    spec = bench.learn_spec()
+    bench.resources.jobs.submit(spec)
+    outcomes = []
+    for _ in range(3):
+        with bench.database.begin() as work:
+            assert work.jobs.claim(spec.id, worker="dead", lease_s=-1, max_attempts=9) is not None
+        assert bench.resources.sweeper.recover_lost() == 1
+        outcomes.append(bench.resources.jobs.get(spec.id).state)
+    assert outcomes == [JobState.QUEUED, JobState.QUEUED, JobState.FAILED]
+    job = bench.resources.jobs.get(spec.id)
+    assert job.failure is not None
+    assert (job.failure.cause, job.failure.blame) == (Cause.WORKER_LOST, Blame.INFRASTRUCTURE)
+    assert bench.resources.sweeper.recover_lost() == 0
+
+
+def test_the_sweeper_ends_a_cancelled_job_whose_worker_died(bench: Workbench) -> None:
+    spec = bench.learn_spec()
+    bench.resources.jobs.submit(spec)
+    with bench.database.begin() as work:
+        work.jobs.claim(spec.id, worker="dead", lease_s=-1, max_attempts=3)
+    bench.resources.jobs.cancel(spec.id)
+    bench.resources.sweeper.sweep()
+    assert bench.resources.jobs.get(spec.id).state is JobState.CANCELLED
+
+
+def test_the_sweeper_leaves_live_jobs_alone_and_cleans_the_rest(bench: Workbench) -> None:
+    live, other = bench.learn_spec(), uuid4()
+    bench.resources.jobs.submit(live)
+    with bench.database.begin() as work:
+        work.jobs.claim(live.id, worker="alive", lease_s=30, max_attempts=3)
+    for name in (f"{live.id}-1", f"{live.id}-0", f"{other}-1", "notes"):
+        (bench.work_dir / name / "deep").mkdir(parents=True)
+    assert bench.resources.sweeper.clean_node() == 2
+    assert sorted(path.name for path in bench.work_dir.iterdir()) == sorted([f"{live.id}-1", "notes"])
+
+
+def test_a_sweep_whose_parts_fail_goes_on(bench: Workbench) -> None:
+    spec = bench.learn_spec()
+    bench.resources.jobs.submit(spec)
+    bench.publisher.published.clear()
+    with bench.database.begin() as work:
+        work.jobs.claim(spec.id, worker="dead", lease_s=-1, max_attempts=3)
+    bench.runtime.down = True
+    bench.resources.sweeper.sweep()
+    assert bench.publisher.published == [spec.id]
+
+
+def test_sweeping_stops_when_told(bench: Workbench) -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=bench.resources.sweeper.run, args=(stop,), kwargs={"every_s": 0.01})
+    thread.start()
+    spec = bench.learn_spec()
+    bench.publisher.down = True
+    bench.resources.jobs.submit(spec)
+    bench.publisher.down = False
+    wait_until(lambda: spec.id in bench.publisher.published)
+    stop.set()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_storage_that_is_down_is_a_strike(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = bench.learn_spec()
+    bench.resources.jobs.submit(spec)
+
+    def down(*_args: object, **_kwargs: object) -> None:
+        raise StorageUnavailable
+
+    monkeypatch.setattr(bench.blobs, "put", down)
+    job = bench.resources.runner.run(spec.id)
+    assert job is not None
+    assert (job.state, job.strikes) == (JobState.QUEUED, 1)
