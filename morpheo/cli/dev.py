@@ -68,7 +68,8 @@ def dev(
     )
     check_engine(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    migrate.upgrade(Database(settings.database))
+    with contextlib.closing(Database(settings.database)) as database:
+        migrate.upgrade(database)
     with _redis(ports.redis, settings.data_dir / "redis"):
         sys.exit(_run(settings, ports, reload=reload, ready_file=ready_file))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import click
@@ -55,7 +56,8 @@ def _shown(value: object) -> str:
 @click.command()
 def migrate() -> None:
     """Bring the tables of the database up to date."""
-    before, after = migrations.upgrade(Database(Settings.from_env().database))
+    with contextlib.closing(Database(Settings.from_env().database)) as database:
+        before, after = migrations.upgrade(database)
     out.print(f"tables are at revision {after}" + ("" if before == after else f" (were at {before or 'none'})"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from uuid import UUID
 
 from celery import Task
@@ -10,7 +11,15 @@ from morpheo.celery import app
 from morpheo.tasks.publisher import RUN_JOB, process_resources
 
 
+logger = logging.getLogger(__name__)
+
+
 @app.task(bind=True, name=RUN_JOB)
 def run_job(self: Task[[str], None], job_id: str) -> None:  # noqa: ARG001 - Celery gives it
     """Make one attempt at a job, if its row is to be had."""
-    process_resources().runner.run(UUID(job_id))
+    try:
+        parsed = UUID(job_id)
+    except ValueError:
+        logger.warning("message dropped: %r is no job's id", job_id[:50])
+        return
+    process_resources().runner.run(parsed)

@@ -79,9 +79,7 @@ def docker_runtime(engine: APIClient) -> DockerRuntime:
 
 @pytest.fixture(scope="session")
 def docker_image(docker_runtime: DockerRuntime) -> Iterator[str]:
-    spec = BuildSpec(
-        owner=Owner(job_id=uuid4(), attempt=1), tag=f"morpheo/test:{uuid4().hex}", timeout_s=LONG_S
-    )
+    spec = BuildSpec(owner=Owner(job_id=uuid4(), attempt=1), tag=f"morpheo/test:{uuid4().hex}", timeout_s=LONG_S)
     image_id = docker_runtime.build(context(), spec, interrupt=Interrupt()).image_id
     assert image_id is not None
     yield image_id

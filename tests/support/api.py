@@ -43,7 +43,7 @@ class Service:
         self.database = database
         self.blobs = MemoryBlobStore()
         self.publisher = RecordingPublisher()
-        self.resources = Resources(Settings(**settings), self.publisher)
+        self.resources = Resources(Settings(**settings) if settings else _default_settings(), self.publisher)
         self.replace(database=database, blobs=self.blobs)
         self.app = create(self.resources) if settings else _shared_app(create)
         self.app.extensions["morpheo"] = self.resources
@@ -79,17 +79,16 @@ class Service:
 
     def add_artifact(self, kind: ArtifactKind, artifact_id: UUID | None = None, **values: Any) -> Artifact:
         """Store an artifact behind the back of the service."""
-        artifact_id = artifact_id or uuid.uuid4()
-        defaults: dict[str, Any] = {"size_bytes": 1, "sha256": "0" * 64, "blob_key": f"{kind}/{artifact_id}/x"}
-        now = datetime.now(UTC)
         with self.database.begin() as work:
-            return work.artifacts.add(Artifact(kind=kind, id=artifact_id, created_at=now, **{**defaults, **values}))
+            return work.artifacts.add(_artifact(kind, artifact_id or uuid.uuid4(), **values))
 
     def add_needs(self, spec: JobSpec) -> None:
         """Store all artifacts that an order names."""
-        for kind, ids in spec.needs().values():
-            for artifact_id in ids:
-                self.add_artifact(kind, artifact_id, algo=uuid.uuid4() if kind is ArtifactKind.MODEL else None)
+        with self.database.begin() as work:
+            for kind, ids in spec.needs().values():
+                for artifact_id in ids:
+                    algo = uuid.uuid4() if kind is ArtifactKind.MODEL else None
+                    work.artifacts.add(_artifact(kind, artifact_id, algo=algo))
 
     def order(self, spec: JobSpec, **changes: Any) -> Any:
         """Order a job."""
@@ -99,7 +98,17 @@ class Service:
 @functools.cache
 def _shared_app(create: Callable[[Resources], Flask]) -> Flask:
     # Making an application takes longer than most tests.
-    return create(Resources(Settings(), RecordingPublisher()))
+    return create(Resources(_default_settings(), RecordingPublisher()))
+
+
+@functools.cache
+def _default_settings() -> Settings:
+    return Settings()
+
+
+def _artifact(kind: ArtifactKind, artifact_id: UUID, **values: Any) -> Artifact:
+    defaults: dict[str, Any] = {"size_bytes": 1, "sha256": "0" * 64, "blob_key": f"{kind}/{artifact_id}/x"}
+    return Artifact(kind=kind, id=artifact_id, created_at=datetime.now(UTC), **{**defaults, **values})
 
 
 def route(spec: JobSpec) -> str:

@@ -42,8 +42,10 @@ def edited(old: bytes, new: bytes, **changes: object) -> dict[str, Any]:
 
 def broken(request: dict[str, Any], **overrides: object) -> dict[str, Any]:
     """Return a request whose body is sent as these overrides of the WSGI environment say."""
-    environ = {"wsgi.input": io.BytesIO(request["data"]), "CONTENT_LENGTH": str(len(request["data"])), **overrides}
-    return {"content_type": request["content_type"], "environ_overrides": environ}
+    stream, length = io.BytesIO(request["data"]), str(len(request["data"]))
+    # Not as an argument: the test client would put a form of its own in the place of one it does not see.
+    environ = {"wsgi.input": stream, "CONTENT_LENGTH": length, "CONTENT_TYPE": request["content_type"]}
+    return {"environ_overrides": {**environ, **overrides}}
 
 
 MULTIPART = f"multipart/form-data; boundary={BOUNDARY}"
@@ -148,8 +150,8 @@ def test_a_bad_form_is_refused_and_nothing_is_stored(
 def test_21_wrong_credentials_are_refused_before_the_body_is_read(storage: Service, header: str) -> None:
     body = BrokenSource(b"", AssertionError("the body was read"))
     before = storage.stored()
-    environ = {"wsgi.input": body, "CONTENT_LENGTH": "9999"}
-    answer = storage.post("/algo", headers={"Authorization": header}, environ_overrides=environ, content_type=MULTIPART)
+    environ = {"wsgi.input": body, "CONTENT_LENGTH": "9999", "CONTENT_TYPE": MULTIPART}
+    answer = storage.post("/algo", headers={"Authorization": header}, environ_overrides=environ)
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"].startswith("Basic ")
     assert answer.json["error"]
@@ -197,10 +199,6 @@ def test_an_odd_name_is_stored_as_it_is(storage: Service, name: str) -> None:
     answer = storage.post("/algo", **algo(name=name))
     assert (answer.status_code, answer.json["name"]) == (201, name)
     assert storage.get("/algo", query_string={"name": name}).json["items"] == [answer.json]
-
-
-def test_34_the_true_size_is_told(storage: Service) -> None:
-    assert storage.post("/algo", **algo(size=666)).json["size"] == 3
 
 
 @pytest.mark.parametrize("size", ["+3", "03", str((1 << 63) - 1)], ids=["plus", "zero-first", "largest"])
@@ -254,8 +252,9 @@ def test_42_a_taken_id_is_refused_before_the_blob_is_read(storage: Service, how:
     body = BrokenSource(start, AssertionError("the blob was read"))
     environ = {"wsgi.input": body, "CONTENT_LENGTH": str(10 * MIB)}
     path, content_type = ("/data", MULTIPART) if how == "form" else (f"/data?uuid={taken}", OCTETS)
-    answer = storage.post(path, environ_overrides=environ, content_type=content_type)
-    assert (answer.status_code, str(taken) in answer.json["error"]) == (409, True)
+    answer = storage.post(path, environ_overrides={**environ, "CONTENT_TYPE": content_type})
+    assert answer.status_code == 409
+    assert str(taken) in answer.json["error"]
 
 
 @pytest.mark.parametrize("query", ["name=n", "size=3", "uid=x", "Uuid=x"], ids=["other-kind", "size", "typo", "case"])

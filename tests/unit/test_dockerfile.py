@@ -366,16 +366,16 @@ def as_engine(text: str) -> list[str]:
     return [*instructions, *([joined.strip()] if joined else [])]
 
 
-HOSTILE = "COPY --from=problem-1 a b"
 PIECES = st.lists(
-    st.sampled_from(["COPY", " --from=problem-1", " a b", "RUN", " x", "\\\n", "\\ \n", "\n", "# c", " ", "\t", "\\"]),
-    max_size=12,
+    st.sampled_from(["COPY", "RUN", " x", " ", "\t", "\\", "\\\n", "\\ \n", "\n", "\n# c", "\n # c \\"]), max_size=6
 ).map("".join)
 
 
-@given(before=PIECES, after=PIECES)
-def test_whatever_the_lines_around_it_what_the_engine_would_copy_is_refused(before: str, after: str) -> None:
-    text = f"{HEAD}{before}\n{HOSTILE}\n{after}"
+@given(before=PIECES, inside=PIECES, after=PIECES)
+def test_whatever_the_lines_around_it_what_the_engine_would_copy_is_refused(
+    before: str, inside: str, after: str
+) -> None:
+    text = f"{HEAD}{before}\nCOPY{inside}--from=problem-1 a b{after}"
     copies = [line for line in as_engine(text) if line.split()[:2] == ["COPY", "--from=problem-1"]]
     try:
         check(text)

@@ -1,0 +1,44 @@
+"""Celery takes any name for a setting, also a misspelt one: so they are looked up here."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import pytest
+from celery.app.defaults import NAMESPACES, flatten
+
+import celeryconfig as imported
+from morpheo.celery import app
+
+#: Read by the Redis transport, not in Celery's own table.
+EXTRA = {"visibility_timeout"}
+
+
+@pytest.fixture
+def celeryconfig() -> ModuleType:
+    return importlib.reload(imported)
+
+
+def test_every_setting_is_one_that_celery_knows(celeryconfig: ModuleType) -> None:
+    known = {name for name, _ in flatten(NAMESPACES)}
+    names = {name for name in vars(celeryconfig) if not name.startswith("_") and name != "Settings"}
+    assert names - known == EXTRA
+
+
+def test_the_settings_are_the_application_s() -> None:
+    assert app.conf.task_acks_late is True
+    assert app.conf.task_default_queue == "jobs"
+    assert app.conf.result_backend is None
+
+
+def test_no_message_comes_back_while_its_job_may_run(celeryconfig: ModuleType) -> None:
+    assert celeryconfig.task_soft_time_limit < celeryconfig.task_time_limit < celeryconfig.visibility_timeout
+    assert celeryconfig.broker_transport_options["visibility_timeout"] == celeryconfig.visibility_timeout
+
+
+def test_limits_follow_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MORPHEO_LEARN_TIMEOUT_S", "100000")
+    assert importlib.reload(imported).task_time_limit > 300000
+    monkeypatch.undo()
+    importlib.reload(imported)
