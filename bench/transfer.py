@@ -6,6 +6,8 @@ Both sides take turns, three times; printed are the medians, their ratio, and ho
 
 from __future__ import annotations
 
+import base64
+import http.client
 import os
 import statistics
 import sys
@@ -102,7 +104,7 @@ def _measure(
     for turn in range(TURNS):
         stored = []
         times["up"].append(timed(lambda: stored.append(client.upload(ArtifactKind.DATA, source))))  # noqa: B023
-        times["up-multipart"].append(timed(lambda: _curl_multipart(url, source)))
+        times["up-multipart"].append(timed(lambda: _post_multipart(url, source)))
         key = f"direct-{turn}"
         times["up-direct"].append(timed(lambda: direct.fput_object("morpheo", key, str(source))))  # noqa: B023
         times["down"].append(timed(lambda: client.download(ArtifactKind.DATA, stored[0].id, target)))  # noqa: B023
@@ -114,7 +116,7 @@ def _measure(
     print(f"memory: the storage API grew by {grown / MIB:.0f} MiB (less than 64 wanted)")
 
 
-def _curl_multipart(url: str, source: Path) -> None:
+def _post_multipart(url: str, source: Path) -> None:
     """Send a multipart upload as clients of 2017 do, streamed."""
     boundary = "bench-boundary"
     head = (
@@ -122,19 +124,20 @@ def _curl_multipart(url: str, source: Path) -> None:
         f'--{boundary}\r\nContent-Disposition: form-data; name="blob"; filename="x"\r\n\r\n'
     ).encode()
     tail = f"\r\n--{boundary}--\r\n".encode()
-
-    def body():  # type: ignore[no-untyped-def]  # noqa: ANN202
-        yield head
-        with source.open("rb") as file:
-            while piece := file.read(MIB):
-                yield piece
-        yield tail
-
-    headers = {
-        "Content-Type": f"multipart/form-data; boundary={boundary}",
-        "Content-Length": str(len(head) + SIZE + len(tail)),
-    }
-    requests.post(f"{url}/data", data=body(), headers=headers, auth=("u", "p"), timeout=300).raise_for_status()
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=300)
+    connection.putrequest("POST", "/data")
+    connection.putheader("Authorization", "Basic " + base64.b64encode(b"u:p").decode())
+    connection.putheader("Content-Type", f"multipart/form-data; boundary={boundary}")
+    connection.putheader("Content-Length", str(len(head) + SIZE + len(tail)))
+    connection.endheaders()
+    connection.send(head)
+    with source.open("rb") as file:
+        while piece := file.read(MIB):
+            connection.send(piece)
+    connection.send(tail)
+    answer = connection.getresponse()
+    assert answer.status == requests.codes.created, answer.read()
+    connection.close()
 
 
 def _healthy(url: str) -> bool:

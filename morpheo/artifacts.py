@@ -123,6 +123,8 @@ class ArtifactService:
             length: Number of bytes, if known.
             token: Last part of the blob's key; must be unique to this write.
         """
+        if length is not None and length > self._max_blob_bytes:
+            raise TooLarge(f"the blob is larger than {self._max_blob_bytes} bytes", field="blob")
         hashing = HashingSource(source, max_bytes=self._max_blob_bytes)
         key = f"{upload.kind}/{upload.id}/{token or uuid.uuid4().hex}"
         self._blobs.put(key, hashing, length=length)

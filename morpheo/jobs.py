@@ -70,15 +70,23 @@ class JobService:
             Conflict: another order has that id.
             DatabaseUnavailable: nothing was accepted.
         """
-        with self._database.begin() as work:
-            known = work.jobs.digest(spec.id)
-            if known is None:
-                work.jobs.add(spec, algo=_check_needs(work, spec))
+        try:
+            known = self._insert(spec)
+        except Conflict:  # the same order, or another with its id, came at the same time: now its row is there
+            known = self._insert(spec)
         if known not in (None, spec_digest(spec)):
             raise Conflict(f"another job has the id {spec.id}")
         if known is None:
             self._publish(spec.id)
         return self.get(spec.id)
+
+    def _insert(self, spec: JobSpec) -> str | None:
+        """Insert a job, or return the digest of the one that has its id."""
+        with self._database.begin() as work:
+            known = work.jobs.digest(spec.id)
+            if known is None:
+                work.jobs.add(spec, algo=_check_needs(work, spec))
+        return known
 
     def _publish(self, job_id: UUID) -> None:
         try:

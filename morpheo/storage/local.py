@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from morpheo.errors import NotFound, StorageUnavailable
 from morpheo.storage.blobs import CHUNK_SIZE, BlobStat, ExactSource, Source, checked_key, pieces
+
+
+#: A temporary file that nobody has written to for so long belongs to no living process, in seconds.
+STALE_S = 24 * 3600
 
 
 class LocalBlobStore:
@@ -24,6 +29,7 @@ class LocalBlobStore:
     def __init__(self, folder: Path) -> None:
         self._blobs = folder / "blobs"
         self._incoming = folder / "incoming"
+        self._prepared = False
 
     def put(self, key: str, source: Source, *, length: int | None = None) -> int:
         """Store what the source gives."""
@@ -86,9 +92,19 @@ class LocalBlobStore:
             os.write(descriptor, b"ok")
             temporary.unlink()
 
+    def _prepare(self) -> None:
+        # A process that is killed while it writes leaves its temporary file: the next ones clear up after it.
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        for path in self._incoming.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > STALE_S:
+                    path.unlink()
+        self._prepared = True
+
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[tuple[int, Path]]:
-        self._incoming.mkdir(parents=True, exist_ok=True)
+        if not self._prepared:
+            self._prepare()
         descriptor, name = tempfile.mkstemp(dir=self._incoming)
         try:
             yield descriptor, Path(name)

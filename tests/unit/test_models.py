@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import morpheo
@@ -113,17 +113,20 @@ def test_a_job_changes_by_becoming_another_value() -> None:
 # Specs
 
 
+@settings(max_examples=40)
 @given(spec=SPECS)
 def test_a_spec_survives_json(spec: JobSpec) -> None:
     assert spec_from_dict(spec.kind, json.loads(json.dumps(spec_to_dict(spec)))) == spec
 
 
+@settings(max_examples=40)
 @given(spec=SPECS)
 def test_a_digest_depends_on_the_values_only(spec: JobSpec) -> None:
     values = dict(reversed(spec_to_dict(spec).items()))
     assert spec_digest(spec_from_dict(spec.kind, values)) == spec_digest(spec)
 
 
+@settings(max_examples=40)
 @given(first=SPECS, second=SPECS)
 def test_different_orders_have_different_digests(first: JobSpec, second: JobSpec) -> None:
     assert (spec_digest(first) == spec_digest(second)) == (first == second)

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from morpheo.errors import BadOutput
@@ -162,6 +162,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(max_examples=60)
 @given(content=st.binary() | VALUES.map(lambda value: json.dumps(value).encode()))
 def test_whatever_is_in_the_file_it_is_scores_or_bad_output(content: bytes) -> None:
     try:
