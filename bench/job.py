@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from docker import APIClient
 
@@ -20,6 +20,7 @@ from morpheo.client import ComputeClient, StorageClient
 from morpheo.config import Settings
 from morpheo.models import ArtifactKind, JobState, LearnSpec, StepName
 from morpheo.runtime.contract import ContainerSpec, Owner, Profile
+from morpheo.runtime.docker import DockerRuntime
 from morpheo.runtime.profile import create_arguments
 from morpheo.testing import make_archive
 from tests.support.services import engine_url
@@ -38,7 +39,9 @@ if [ $task = detarget ]; then
 fi
 for file in $hidden/test/*; do test=${file##*/}; done
 for file in $submission/train/*-*; do train=${file##*/}; done
-echo "{\\"perf\\": 1, \\"train_perf\\": {\\"$train\\": 1}, \\"test_perf\\": {\\"$test\\": 1}}" > $hidden/perf/performance.json
+cat > $hidden/perf/performance.json <<END
+{"perf": 1, "train_perf": {"$train": 1}, "test_perf": {"$test": 1}}
+END
 """
 ALGO = """#!/bin/sh
 echo model > /data/model/model_trained.json
@@ -75,7 +78,7 @@ def bare_containers(client: APIClient, image_id: str, profile: Profile) -> float
     return time.monotonic() - began
 
 
-def learn(storage: StorageClient, compute: ComputeClient, workflow, algo, train) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def learn(storage: StorageClient, compute: ComputeClient, workflow: UUID, algo: UUID, train: UUID) -> float:
     """Return the seconds that one job takes, from order to end."""
     test = storage.upload(ArtifactKind.DATA, uuid4().bytes).id
     spec = LearnSpec(
@@ -116,7 +119,8 @@ def main() -> None:
         workflow = storage.upload(ArtifactKind.PROBLEM, archive(PROBLEM), name="no-op", description="no-op").id
         algo = storage.upload(ArtifactKind.ALGO, archive(ALGO), name="no-op").id
         train = storage.upload(ArtifactKind.DATA, b"train").id
-        image_id = client.inspect_image("morpheo/base:1")["Id"]
+        image_id = DockerRuntime(engine_url(), profile=profile, node="bench", timeout_s=60).find_image("morpheo/base:1")
+        assert image_id is not None
         learn(storage, compute, workflow, algo, train)  # builds the images
         jobs, bare = [], []
         for _ in range(TURNS):

@@ -25,7 +25,7 @@ CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 class Settings(BaseSettings):
     """The settings of one process; immutable."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", allow_inf_nan=False)
 
     data_dir: Path = Field(
         Path.home() / ".morpheo",
@@ -140,9 +140,10 @@ class Settings(BaseSettings):
             return cls()
         except ValidationError as exc:
             first = exc.errors()[0]
+            field = cls.model_fields[str(first["loc"][0])]
             name = PREFIX + str(first["loc"][0]).upper()
-            secret = cls.model_fields[str(first["loc"][0])].annotation is SecretStr
-            value = "***" if secret else os.environ.get(name, "")
+            given = "***" if field.annotation is SecretStr else os.environ.get(name, str(field.default))
+            value = " ".join(given.split())
             raise SettingsError(f"{name}={value}: {first['msg'].removeprefix('Value error, ')}") from None
 
     @property

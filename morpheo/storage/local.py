@@ -13,7 +13,6 @@ from pathlib import Path
 from morpheo.errors import NotFound, StorageUnavailable
 from morpheo.storage.blobs import CHUNK_SIZE, BlobStat, ExactSource, Source, checked_key, pieces
 
-
 #: A temporary file that nobody has written to for so long belongs to no living process, in seconds.
 STALE_S = 24 * 3600
 

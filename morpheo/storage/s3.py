@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -15,10 +16,10 @@ from morpheo.errors import InvalidInput, NotFound, StorageUnavailable
 from morpheo.storage.blobs import CHUNK_SIZE, BlobStat, ExactSource, Source, checked_key
 
 MIB = 1 << 20
-#: Size of the parts of a stream of unknown length; at least one is in memory. 10,000 parts are 156 GiB.
-PART_SIZE = 16 * MIB
-#: The S3 protocol's largest number of parts.
-MAX_PARTS = 10_000
+#: Size of the parts of an upload; up to three copies of one are in memory. 10,000 parts are 78 GiB.
+PART_SIZE = 8 * MIB
+#: Parts on their way at once.
+PARALLEL_PARTS = 2
 
 
 class S3BlobStore:
@@ -50,30 +51,32 @@ class S3BlobStore:
         )
 
     def put(self, key: str, source: Source, *, length: int | None = None) -> int:
-        """Store what the source gives, in one request if it is small."""
+        """
+        Store what the source gives: in one request if it is known to be small, else in parts, some at once.
+
+        A source that raises while parts are on their way would leave the SDK's threads waiting for ever (minio-py
+        7.2.20). It is made to end instead; what was stored is then removed, and the exception goes on.
+        """
         exact = ExactSource(source, length)
-        guarded = _GuardedSource(exact)
-        with _mapped_errors(key):
+        ending = _EndingSource(exact)
+        with _mapped_errors(checked_key(key)):
             self._make_bucket()
-            try:
+            if length is not None and length <= PART_SIZE:
+                content = ending.read(PART_SIZE + 1)
+                ending.check()
+                self._client.put_object(self._bucket, key, io.BytesIO(content), len(content))
+            else:
                 self._client.put_object(
                     self._bucket,
-                    checked_key(key),
-                    guarded,  # type: ignore[arg-type]  # the SDK only calls read()
-                    length=-1 if length is None else length,
-                    part_size=PART_SIZE if length is None else max(PART_SIZE, -(-length // MAX_PARTS)),
-                    # A broken source leaks the threads of a parallel upload (minio-py 7.2.20).
-                    num_parallel_uploads=1,
+                    key,
+                    ending,  # type: ignore[arg-type]  # only read() is used
+                    length=-1,
+                    part_size=PART_SIZE,
+                    num_parallel_uploads=PARALLEL_PARTS,
                 )
-            except BaseException:
-                if guarded.error is not None:
-                    raise guarded.error from None
-                raise
-            try:
-                exact.read(1)  # the SDK stops at `length`, and does not see a byte too many
-            except BaseException:
-                self.delete(key)
-                raise
+        if ending.error is not None:
+            self.delete(key)
+        ending.check()
         return exact.count
 
     @contextlib.contextmanager
@@ -127,21 +130,30 @@ class S3BlobStore:
         self._bucket_made = True
 
 
-class _GuardedSource:
-    """Keeps the exception of a broken source, which the SDK would wrap or hide, and stays broken."""
+class _EndingSource:
+    """
+    Ends where its source raises, and keeps the exception.
+
+    Reads are filled up: the SDK appends short ones to each other, copying all of the part every time.
+    """
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self.error: BaseException | None = None
 
-    def read(self, size: int = -1, /) -> bytes:
+    def check(self) -> None:
         if self.error is not None:
             raise self.error
+
+    def read(self, size: int = -1, /) -> bytes:
+        pieces = []
         try:
-            return self._source.read(size)
-        except BaseException as exc:
+            while self.error is None and size > 0 and (piece := self._source.read(min(size, CHUNK_SIZE))):
+                pieces.append(piece)
+                size -= len(piece)
+        except BaseException as exc:  # noqa: BLE001 - raised again by `S3BlobStore.put`
             self.error = exc
-            raise
+        return b"".join(pieces)
 
 
 @contextlib.contextmanager

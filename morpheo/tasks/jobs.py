@@ -10,7 +10,6 @@ from celery import Task
 from morpheo.celery import app
 from morpheo.tasks.publisher import RUN_JOB, process_resources
 
-
 logger = logging.getLogger(__name__)
 
 

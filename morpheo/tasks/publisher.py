@@ -30,7 +30,9 @@ class CeleryPublisher:
         try:
             with app.connection_for_write() as connection:
                 try:
-                    found = connection.default_channel.queue_declare(app.conf.task_default_queue, passive=True)
+                    found = connection.default_channel.queue_declare(  # type: ignore[attr-defined]
+                        app.conf.task_default_queue, passive=True
+                    )
                 except connection.channel_errors:  # Redis has no key for an empty queue
                     return 0
                 return int(found.message_count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import Any
 
@@ -22,8 +23,9 @@ def configure_logging(**_kwargs: Any) -> None:
 
 
 @worker_process_init.connect
-def forget_parent(**_kwargs: Any) -> None:
-    """Make a pool process open connections of its own."""
+def prepare_process(**_kwargs: Any) -> None:
+    """Make a pool process open connections of its own, and files that containers can read."""
+    os.umask(0o022)
     process_resources().forget()
 
 

@@ -318,7 +318,7 @@ def test_flower_shows_the_tasks_and_asks_for_a_password(stack: Stack) -> None:
 
     def known() -> bool:
         tasks = requests.get(f"{stack.urls['flower']}/api/tasks", auth=("u", "p"), timeout=10).json()
-        return tasks.get(str(spec.id), {}).get("name") == "morpheo.run_job"
+        return bool(tasks.get(str(spec.id), {}).get("name") == "morpheo.run_job")
 
     wait_until(known, timeout_s=20, what="the task in Flower")
 

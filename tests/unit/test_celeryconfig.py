@@ -21,7 +21,7 @@ def celeryconfig() -> ModuleType:
 
 
 def test_every_setting_is_one_that_celery_knows(celeryconfig: ModuleType) -> None:
-    known = {name for name, _ in flatten(NAMESPACES)}
+    known = {item[0] for item in flatten(NAMESPACES)}
     names = {name for name in vars(celeryconfig) if not name.startswith("_") and name != "Settings"}
     assert names - known == EXTRA
 

@@ -54,7 +54,7 @@ def test_settings_of_other_programs_are_ignored(monkeypatch: pytest.MonkeyPatch)
         ("lease_s", "", "valid number"),
         ("lease_s", "0", "greater than 0"),
         ("lease_s", "-1", "greater than 0"),
-        ("lease_s", "nan", "greater than 0"),
+        ("lease_s", "nan", "finite number"),
         ("retry_delay_s", "-1", "greater than or equal to 0"),
         ("pids", "1.5", "valid integer"),
         ("max_attempts", "0", "greater than 0"),
