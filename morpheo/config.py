@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     strict_size: bool = Field(
         False, description="Refuse an upload whose size field differs from the bytes received (clients of 2017 lie)"
     )
-    max_blob_bytes: int = Field(64 * GIB, gt=0, description="Largest blob that can be uploaded")
+    max_blob_bytes: int = Field(48 * GIB, gt=0, description="Largest blob that can be uploaded")
     max_order_bytes: int = Field(MIB, gt=0, description="Largest JSON order that the compute API reads")
     api_threads: int = Field(8, gt=0, description="Requests that one process of an API serves at once")
     api_processes: int = Field(2, gt=0, description="Processes of each API")

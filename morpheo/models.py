@@ -14,7 +14,7 @@ import json
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Self
+from typing import Any
 from uuid import UUID
 
 NIL_UUID = UUID(int=0)
@@ -346,7 +346,3 @@ class Job:
     failure: Failure | None = None
     scores: Scores | None = None
     attempts: tuple[Attempt, ...] = ()
-
-    def evolve(self, **changes: Any) -> Self:
-        """Return a copy with some fields changed."""
-        return dataclasses.replace(self, **changes)

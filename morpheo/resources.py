@@ -58,6 +58,7 @@ class Resources:
             secret_key=settings.s3_secret_key.get_secret_value(),
             region=settings.s3_region,
             secure=settings.s3_secure,
+            max_bytes=settings.max_blob_bytes,
         )
 
     @functools.cached_property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from http import HTTPStatus
@@ -21,7 +23,8 @@ def send(request: Request, artifact: Artifact, artifacts: ArtifactService) -> Re
     Return the blob of an artifact, or the range that a request asks for.
 
     The ETag is the blob's sha256. A whole blob that turns out to be another one is cut off before its end: the client
-    then sees a broken transfer, never a wrong file.
+    then sees a broken transfer, never a wrong file. A client that asks for the digest (``Want-Repr-Digest`` of
+    RFC 9530) checks it by itself: there is no need to do it twice.
     """
     total = artifact.size_bytes
     etag = artifact.sha256
@@ -37,7 +40,8 @@ def send(request: Request, artifact: Artifact, artifacts: ArtifactService) -> Re
         return refusal
     response = Response(status=HTTPStatus.OK if partial is None else HTTPStatus.PARTIAL_CONTENT)
     if request.method != "HEAD":
-        response.response = _body(artifact, artifacts, start=start, stop=stop)
+        check = (start, stop) == (0, total) and not _wants_digest(request)
+        response.response = _body(artifact, artifacts, start=start, stop=stop, check=check)
     response.headers["Content-Length"] = str(stop - start)
     response.content_type = "application/octet-stream"
     if partial is not None:
@@ -63,20 +67,26 @@ def _span(wanted: Range, total: int) -> tuple[int, int]:
 
 def _with_headers(response: Response, artifact: Artifact) -> Response:
     response.set_etag(artifact.sha256)
+    digest = base64.b64encode(bytes.fromhex(artifact.sha256)).decode()
+    response.headers["Repr-Digest"] = f"sha-256=:{digest}:"
     response.headers["Accept-Ranges"] = "bytes"
     response.last_modified = artifact.created_at
     return response
 
 
-def _body(artifact: Artifact, artifacts: ArtifactService, *, start: int, stop: int) -> Iterator[bytes]:
+def _wants_digest(request: Request) -> bool:
+    wanted = request.headers.get("Want-Repr-Digest", "")
+    return any(re.fullmatch(r"\s*sha-256=([1-9]|10)\s*", member) for member in wanted.split(","))
+
+
+def _body(artifact: Artifact, artifacts: ArtifactService, *, start: int, stop: int, check: bool) -> Iterator[bytes]:
     # Opened here, so that a blob that is missing is an answer and not a broken transfer.
     stack = ExitStack()
     try:
         pieces = stack.enter_context(artifacts.open(artifact, offset=start, length=stop - start))
     except NotFound as exc:
         raise CorruptBlob(f"Error retrieving {artifact.kind} {artifact.id}: {exc}") from exc
-    whole = (start, stop) == (0, artifact.size_bytes)
-    return _checked(pieces, artifact, stack) if whole else _closing(pieces, stack)
+    return _checked(pieces, artifact, stack) if check else _closing(pieces, stack)
 
 
 def _checked(pieces: Iterator[bytes], artifact: Artifact, stack: ExitStack) -> Iterator[bytes]:

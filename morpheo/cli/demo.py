@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.live import Live
 from rich.table import Table
 
@@ -133,14 +134,15 @@ class _Board:
 
 
 def _print_results(chains: dict[str, list[Job]], storage_url: str, prediction: list[str]) -> None:
-    table = Table("algo", "rank", "AUC", "seconds per step", "model", title="Breast cancer challenge")
+    table = Table("algo", "rank", "AUC", "seconds per step", "model", title="Breast cancer challenge", box=SIMPLE_HEAD)
+    table.columns[-1].no_wrap = True
     for name, jobs in chains.items():
         for job in jobs:
-            steps = job.attempts[-1].steps
-            seconds = ", ".join(f"{step.name} {step.seconds or 0:.2f}" for step in steps)
+            steps = "\n".join(f"{step.name} {step.seconds or 0:.2f}" for step in job.attempts[-1].steps)
             assert isinstance(job.spec, LearnSpec)  # noqa: S101 - for the type checker
             score = f"{job.scores.perf:.4f}" if job.scores else "-"
-            table.add_row(name, str(job.spec.rank), score, seconds, f"/model/{job.spec.model_end}/blob")
+            table.add_row(name, str(job.spec.rank), score, steps, str(job.spec.model_end), end_section=job is jobs[-1])
     out.print(table)
-    out.print(f"Models are downloaded from {storage_url} + the path above, while a stack runs.")
-    out.print(f"The best model predicted {len(prediction)} patients of a hidden file: {', '.join(prediction[:5])}, ...")
+    out.print(f"While a stack runs, a model is at {storage_url}/model/MODEL/blob.", soft_wrap=True)
+    first = ", ".join(prediction[:5])
+    out.print(f"The best model predicted {len(prediction)} patients of a hidden file: {first}, ...", soft_wrap=True)

@@ -150,7 +150,9 @@ class StorageClient:
         descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
             with open(descriptor, "wb") as file:
-                answer = self._http.request("GET", f"/{kind}/{artifact_id}/blob", stream=True)
+                answer = self._http.request(
+                    "GET", f"/{kind}/{artifact_id}/blob", stream=True, headers={"Want-Repr-Digest": "sha-256=10"}
+                )
                 _save(answer, file, progress)
             Path(temporary).replace(target)
         except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -16,8 +17,9 @@ from morpheo.errors import InvalidInput, NotFound, StorageUnavailable
 from morpheo.storage.blobs import CHUNK_SIZE, BlobStat, ExactSource, Source, checked_key
 
 MIB = 1 << 20
-#: Size of the parts of an upload; up to three copies of one are in memory. 10,000 parts are 78 GiB.
-PART_SIZE = 8 * MIB
+#: The protocol's smallest part, and largest number of parts.
+MIN_PART = 5 * MIB
+MAX_PARTS = 10_000
 #: Parts on their way at once.
 PARALLEL_PARTS = 2
 
@@ -29,13 +31,24 @@ class S3BlobStore:
     Args:
         endpoint: ``host:port``.
         bucket: Made at the first use if it does not exist.
+        max_bytes: Largest blob; decides the size of the parts of one whose length is not known. About four parts are
+            in memory at once.
     """
 
     def __init__(
-        self, endpoint: str, *, bucket: str, access_key: str, secret_key: str, region: str, secure: bool
+        self,
+        endpoint: str,
+        *,
+        bucket: str,
+        access_key: str,
+        secret_key: str,
+        region: str,
+        secure: bool,
+        max_bytes: int = 48 << 30,
     ) -> None:
         self._bucket = bucket
         self._bucket_made = False
+        self._max_bytes = max_bytes
         self._client = Minio(
             endpoint,
             access_key=access_key,
@@ -61,8 +74,8 @@ class S3BlobStore:
         ending = _EndingSource(exact)
         with _mapped_errors(checked_key(key)):
             self._make_bucket()
-            if length is not None and length <= PART_SIZE:
-                content = ending.read(PART_SIZE + 1)
+            if length is not None and length <= MIN_PART:
+                content = ending.read(MIN_PART + 1)
                 ending.check()
                 self._client.put_object(self._bucket, key, io.BytesIO(content), len(content))
             else:
@@ -71,9 +84,10 @@ class S3BlobStore:
                     key,
                     ending,  # type: ignore[arg-type]  # only read() is used
                     length=-1,
-                    part_size=PART_SIZE,
+                    part_size=_part_size(self._max_bytes if length is None else length),
                     num_parallel_uploads=PARALLEL_PARTS,
                 )
+                _give_memory_back()
         if ending.error is not None:
             self.delete(key)
         ending.check()
@@ -173,6 +187,17 @@ def _mapped_errors(key: str) -> Iterator[None]:
 def _stream(response: urllib3.BaseHTTPResponse, key: str) -> Iterator[bytes]:
     with _mapped_errors(key):
         yield from response.stream(CHUNK_SIZE)
+
+
+def _give_memory_back() -> None:
+    # glibc keeps the freed buffers of parts, for each thread that ever had one.
+    with contextlib.suppress(OSError, AttributeError):  # another C library does as it likes
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _part_size(length: int) -> int:
+    wanted = -(-length // MAX_PARTS)
+    return max(MIN_PART, -(-wanted // MIB) * MIB)
 
 
 def _to_stat(key: str, size: int | None, modified_at: datetime | None) -> BlobStat:

@@ -103,7 +103,7 @@ def test_every_job_can_come_to_an_end(state: JobState) -> None:
 def test_a_job_changes_by_becoming_another_value() -> None:
     spec = make_learn_spec()
     job = Job(id=spec.id, kind=JobKind.LEARN, state=JobState.QUEUED, spec=spec, created_at=datetime.now(UTC))
-    running = job.evolve(state=JobState.RUNNING, attempt=1)
+    running = dataclasses.replace(job, state=JobState.RUNNING, attempt=1)
     assert (job.state, job.attempt) == (JobState.QUEUED, 0)
     assert (running.state, running.attempt, running.id) == (JobState.RUNNING, 1, job.id)
     with pytest.raises(dataclasses.FrozenInstanceError):
