@@ -134,8 +134,9 @@ class _Board:
 
 
 def _print_results(chains: dict[str, list[Job]], storage_url: str, prediction: list[str]) -> None:
-    table = Table("algo", "rank", "AUC", "seconds per step", "model", title="Breast cancer challenge", box=SIMPLE_HEAD)
-    table.columns[-1].no_wrap = True
+    table = Table(title="Breast cancer challenge", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading in ("algo", "rank", "AUC", "seconds per step", "model"):
+        table.add_column(heading, no_wrap=True)
     for name, jobs in chains.items():
         for job in jobs:
             steps = "\n".join(f"{step.name} {step.seconds or 0:.2f}" for step in job.attempts[-1].steps)
