@@ -134,7 +134,7 @@ class _Board:
 
 
 def _print_results(chains: dict[str, list[Job]], storage_url: str, prediction: list[str]) -> None:
-    table = Table(title="Breast cancer challenge", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(title="Breast cancer challenge", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for heading in ("algo", "rank", "AUC", "seconds per step", "model"):
         table.add_column(heading, no_wrap=True)
     for name, jobs in chains.items():
