@@ -97,7 +97,9 @@ class Settings(BaseSettings):
     model_bytes: int = Field(GIB, gt=0, description="Largest model that a container may leave, unpacked")
     model_files: int = Field(1000, gt=0, description="Most files in a model that a container leaves")
     prediction_bytes: int = Field(GIB, gt=0, description="Largest prediction file that a container may leave")
-    cache_bytes: int = Field(20 * GIB, gt=0, description="Size of the node's cache of blobs")
+    cache_bytes: int = Field(
+        20 * GIB, gt=0, description="Size of the node's cache of blobs, and of that of detargeted test sets"
+    )
 
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="How much is logged")
 

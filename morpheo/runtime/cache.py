@@ -45,7 +45,7 @@ class NodeCache:
     Args:
         folder: Where; on the same file system as the workspaces.
         open_blob: Opens a blob by its key.
-        max_bytes: Least recently used blobs go when there is more.
+        max_bytes: Least recently used blobs go when there are more, and likewise detargeted test sets.
     """
 
     def __init__(self, folder: Path, open_blob: OpenBlob, *, max_bytes: int) -> None:
@@ -133,10 +133,16 @@ class NodeCache:
     def link_detargeted(self, key: str, folder: Path) -> bool:
         """Fill a folder with a test set whose targets were hidden before; False if this one is not here."""
         cached = self._detarget / key
-        if not cached.is_dir():
+        linked: list[Path] = []
+        try:
+            os.utime(cached)  # the time of its last use
+            for path in cached.iterdir():
+                os.link(path, folder / path.name)
+                linked.append(folder / path.name)
+        except FileNotFoundError:  # never made, or evicted just now
+            for path in linked:
+                path.unlink()
             return False
-        for path in cached.iterdir():
-            os.link(path, folder / path.name)
         return True
 
     def keep_detargeted(self, key: str, folder: Path) -> None:
@@ -151,6 +157,19 @@ class NodeCache:
                 temporary.rename(self._detarget / key)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        self._evict_detargeted(key)
+
+    def _evict_detargeted(self, kept: str) -> None:
+        # What a running job has linked stays where it is linked.
+        sizes = {}
+        for folder in self._detarget.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                sizes[folder] = folder.stat().st_mtime, sum(path.stat().st_size for path in folder.iterdir())
+        excess = sum(size for _, size in sizes.values()) - self._max_bytes
+        for folder, (_, size) in sorted(sizes.items(), key=lambda item: item[1][0]):
+            if excess > 0 and folder.name != kept:
+                shutil.rmtree(folder, ignore_errors=True)
+                excess -= size
 
 
 def detarget_key(problem: Artifact, test_data: list[Artifact]) -> str:

@@ -405,3 +405,27 @@ def test_the_key_of_a_test_set_depends_on_the_problem_and_each_file_but_not_on_t
         detarget_key(problem, [same_content, second]),
     ]
     assert len({key, *different}) == 4
+
+
+def test_detargeted_sets_that_were_not_used_for_long_go_first(tmp_path: Path) -> None:
+    cache = NodeCache(tmp_path / "cache", MemoryBlobStore().get, max_bytes=25)
+    for number, key in enumerate(("old", "used", "new")):
+        made = tmp_path / key
+        made.mkdir()
+        (made / "a").write_bytes(b"x" * 10)
+        if key == "new":
+            again = tmp_path / "again"
+            again.mkdir()
+            assert cache.link_detargeted("used", again)
+            os.utime(tmp_path / "cache" / "detarget" / "old", (1, 1))
+        cache.keep_detargeted(key, made)
+        os.utime(tmp_path / "cache" / "detarget" / key, (10 + number,) * 2)
+    found = {key: cache.link_detargeted(key, _fresh(tmp_path, key)) for key in ("old", "used", "new")}
+    assert found == {"old": False, "used": True, "new": True}
+    assert (tmp_path / "again" / "a").read_bytes() == b"x" * 10
+
+
+def _fresh(tmp_path: Path, key: str) -> Path:
+    folder = tmp_path / f"fresh-{key}"
+    folder.mkdir()
+    return folder
