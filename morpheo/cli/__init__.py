@@ -2,41 +2,54 @@
 
 from __future__ import annotations
 
+import importlib
+
 import click
 
 from morpheo import __version__
 from morpheo.cli.common import report_errors
-from morpheo.cli.demo import demo
-from morpheo.cli.dev import dev
-from morpheo.cli.jobs import jobs, learn, predict
-from morpheo.cli.storage import download, ls, upload
-from morpheo.cli.system import compute_api, config, migrate, storage_api
+
+#: Where each command is; imported when it is asked for, because the servers' libraries take a second.
+COMMANDS = {
+    "compute-api": "morpheo.cli.system:compute_api",
+    "config": "morpheo.cli.system:config",
+    "demo": "morpheo.cli.demo:demo",
+    "dev": "morpheo.cli.dev:dev",
+    "download": "morpheo.cli.storage:download",
+    "jobs": "morpheo.cli.jobs:jobs",
+    "learn": "morpheo.cli.jobs:learn",
+    "ls": "morpheo.cli.storage:ls",
+    "migrate": "morpheo.cli.system:migrate",
+    "predict": "morpheo.cli.jobs:predict",
+    "storage-api": "morpheo.cli.system:storage_api",
+    "upload": "morpheo.cli.storage:upload",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, None if there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)  # noqa: S101 - for the type checker
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__)
 def morpheo() -> None:
     """Run other people's machine-learning code on private data, in isolated containers.
 
     Settings come from the environment; `morpheo config` lists them.
     """
-
-
-for _command in (
-    dev,
-    demo,
-    upload,
-    download,
-    ls,
-    learn,
-    predict,
-    jobs,
-    config,
-    migrate,
-    compute_api,
-    storage_api,
-):
-    morpheo.add_command(_command)
 
 
 def main() -> None:

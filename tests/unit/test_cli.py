@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from morpheo.cli import main, morpheo
+from morpheo.cli import COMMANDS, main, morpheo
 from morpheo.cli.common import EXIT_UNAVAILABLE, EXIT_USAGE
 from morpheo.config import Settings
 
@@ -32,9 +32,10 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_every_command_has_help(runner: CliRunner) -> None:
     listing = runner.invoke(morpheo, ["--help"])
     assert listing.exit_code == 0
-    for name, command in morpheo.commands.items():
+    for name in COMMANDS:
         assert name in listing.output
-        assert runner.invoke(command, ["--help"]).output.count("\n") > 3
+        assert runner.invoke(morpheo, [name, "--help"]).output.count("\n") > 3
+    assert "No such command 'nothing'" in runner.invoke(morpheo, ["nothing"]).output
 
 
 def test_config_lists_every_setting_and_masks_secrets(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
