@@ -1,13 +1,19 @@
 """
-Settings of Celery. URLs and limits come from `morpheo.config`; the reasons are in docs/decisions.md.
+Settings of Celery. URLs and limits come from `morpheo.config`.
 
 The database holds the outcome of every job, so there is no result backend, and a lost or doubled message is harmless:
 a lease in the database, not the broker, decides who runs a job.
 """
 
-from morpheo.config import Settings
+import sys
 
-_settings = Settings.from_env()
+from morpheo.config import Settings
+from morpheo.errors import SettingsError
+
+try:
+    _settings = Settings.from_env()
+except SettingsError as exc:
+    sys.exit(f"Error: {exc}")
 #: Longest that a job of five containers and two builds can take; the real deadlines are the containers'.
 _longest_job_s = 2 * _settings.build_timeout_s + 3 * max(_settings.learn_timeout_s, _settings.predict_timeout_s)
 
@@ -22,6 +28,7 @@ broker_transport_options = {
     "unacked_restore_throttle": 1,
     "socket_keepalive": True,
     "socket_connect_timeout": 5,
+    "socket_timeout": 15,  # or a broker that hangs would hold a request of the API for ever
     "health_check_interval": 25,
 }
 

@@ -2,7 +2,7 @@
 One attempt at a job, from its inputs to its outputs.
 
 An `Execution` fetches, builds, runs and harvests, and returns a `Result`: scores and the artifacts whose blobs are
-already stored. It decides nothing about the job's row; `morpheo.jobs` writes rows and result in one transaction.
+already stored. It decides nothing about the job's row; `morpheo.runner` writes rows and result in one transaction.
 """
 
 from __future__ import annotations

@@ -53,9 +53,6 @@ def worker_lost(attempts: int) -> Failure:
     )
 
 
-CANCELLED = Failure(cause=Cause.CANCELLED, blame=Blame.SUBMITTER, message="cancelled on request")
-
-
 def check_result(result: StepResult, step: StepName, blame: Blame, *, timeout_s: float, memory_bytes: int) -> None:
     """
     Do nothing if a container ended well.

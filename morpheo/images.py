@@ -95,7 +95,7 @@ class ImageShelf:
                 raise failed(Cause.BAD_ARCHIVE, blame, f"the {archive.kind}'s archive: {exc}", step) from exc
             spec = BuildSpec(
                 owner=owner,
-                tag=tag,
+                tag=f"morpheo/unchecked:{owner.job_id}-{owner.attempt}-{archive.kind}",
                 timeout_s=self._timeout_s,
                 network=self._network,
                 memory_bytes=self._memory_bytes,
@@ -105,9 +105,11 @@ class ImageShelf:
             record.log = result.log
             image_id = self._built(result, step, blame)
             self._check_image(self._runtime.inspect_image(image_id), step, blame)
+        # Only now: what has the archive's tag is used without another look.
+        self._runtime.retag_image(image_id, tag)
         packed.unlink()
         context.unlink()
-        return image_id
+        return self._runtime.find_image(tag) or image_id
 
     def _built(self, result: BuildResult, step: StepName, blame: Blame) -> str:
         if result.timed_out:

@@ -15,7 +15,6 @@ from typing import Protocol
 from uuid import UUID
 
 from morpheo.errors import Conflict, InvalidInput, NotFound, Unavailable
-from morpheo.failures import CANCELLED
 from morpheo.models import ArtifactKind, Job, JobSpec, LearnSpec, StepName, spec_digest
 from morpheo.storage.blobs import BlobStore
 from morpheo.storage.database import Database, UnitOfWork
@@ -126,7 +125,7 @@ class JobService:
             NotFound: there is no such job.
         """
         with self._database.begin() as work:
-            work.jobs.request_cancel(job_id, CANCELLED)
+            work.jobs.request_cancel(job_id)
             return work.jobs.get(job_id)
 
     def logs(self, job_id: UUID, *, attempt: int | None = None) -> Iterator[tuple[StepName, bytes]]:

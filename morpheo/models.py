@@ -99,14 +99,7 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.CANCELLED: frozenset(),
 }
 
-_WIRE_WORDS = {
-    JobState.WAITING: "todo",
-    JobState.QUEUED: "todo",
-    JobState.RUNNING: "pending",
-    JobState.SUCCEEDED: "done",
-    JobState.FAILED: "failed",
-    JobState.CANCELLED: "failed",
-}
+_WIRE_WORDS = dict(zip(JobState, ("todo", "todo", "pending", "done", "failed", "failed"), strict=True))
 
 
 class Blame(enum.StrEnum):
@@ -165,9 +158,12 @@ class Failure:
     step: StepName | None = None
 
 
+CANCELLED = Failure(cause=Cause.CANCELLED, blame=Blame.SUBMITTER, message="cancelled on request")
+
+
 class JobFailed(Exception):
     """
-    The job has ended, badly, and trying again would end the same way.
+    The job has ended badly, and trying again would end the same way.
 
     Attributes:
         failure: What the job's row will say.
@@ -287,7 +283,7 @@ class AttemptOutcome(enum.StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
-    #: Infrastructure failed; the job went back to the queue.
+    #: Infrastructure failed, and the job went back to the queue.
     RETRIED = "retried"
     #: The worker was told to stop; the job went back to the queue without a strike.
     RELEASED = "released"

@@ -50,6 +50,7 @@ class Resources:
         """The blob store: S3 if an endpoint is set, else a folder."""
         settings = self.settings
         if not settings.s3_endpoint:
+            self._make_data_dir()
             return LocalBlobStore(settings.data_dir)
         return S3BlobStore(
             settings.s3_endpoint,
@@ -75,6 +76,7 @@ class Resources:
     def runtime(self) -> ContainerRuntime:
         """The container engine."""
         settings = self.settings
+        self._make_data_dir()
         return DockerRuntime(
             settings.engine_url,
             profile=self._limits.profile,
@@ -118,6 +120,10 @@ class Resources:
             self.database.forget()
         for name in ("database", "blobs", "artifacts", "jobs", "runtime", "runner", "sweeper", "_tools"):
             vars(self).pop(name, None)
+
+    def _make_data_dir(self) -> None:
+        # Only for its owner: it holds data with targets. What containers see is mounted by the engine.
+        self.settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @property
     def _work_dir(self) -> Path:
@@ -163,7 +169,6 @@ class Resources:
 def _node_id(data_dir: Path) -> str:
     """Return the name of the node whose caches are in this folder; made once."""
     path = data_dir / "node-id"
-    data_dir.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:

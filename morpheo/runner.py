@@ -12,16 +12,16 @@ import logging
 import os
 import secrets
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from morpheo.errors import Conflict, DatabaseUnavailable, DiskFull, Interrupted
+from morpheo.errors import Conflict, DatabaseUnavailable, DiskFull, Interrupted, Unavailable
 from morpheo.execution import Execution, Result, Tools
-from morpheo.failures import CANCELLED, failed, infrastructure_failure
-from morpheo.heartbeat import CANCELLED as CANCEL_REASON
-from morpheo.heartbeat import Heartbeat
+from morpheo.failures import failed, infrastructure_failure
+from morpheo.heartbeat import CANCELLED, Heartbeat
 from morpheo.models import AttemptOutcome, Blame, Cause, Failure, Job, JobFailed, JobState
 from morpheo.runtime.contract import Interrupt
 from morpheo.runtime.workspace import Workspace
@@ -30,6 +30,9 @@ from morpheo.storage.blobs import BlobStore
 from morpheo.storage.database import Database, UnitOfWork
 
 logger = logging.getLogger(__name__)
+
+#: Pause before the end of a job is written again, in seconds.
+WRITE_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +98,8 @@ class JobRunner:
         except JobFailed as exc:
             self._fail(job, exc.failure)
         except Interrupted:
-            if interrupt.reason == CANCEL_REASON:
-                self._write(job, lambda work: work.jobs.cancelled(job.id, job.attempt, CANCELLED))
+            if interrupt.reason == CANCELLED:
+                self._write(job, lambda work: work.jobs.cancelled(job.id, job.attempt))
         except Exception as exc:
             logger.warning("attempt failed", extra={"job": str(job.id), "attempt": job.attempt}, exc_info=True)
             self._retry(job, DiskFull() if _is_disk_full(exc) else exc)
@@ -138,7 +141,8 @@ class JobRunner:
             self._fail(job, infrastructure_failure(error, strikes))
             return
         delay_s = self._settings.retry_delay_s * 2 ** (strikes - 1)
-        self._requeue(job, AttemptOutcome.RETRIED, str(error), delay_s=delay_s, strikes=1)
+        message = str(error) if isinstance(error, Unavailable) else "an unexpected error; see the worker's log"
+        self._requeue(job, AttemptOutcome.RETRIED, message, delay_s=delay_s, strikes=1)
 
     def _release(self, job: Job) -> None:
         self._requeue(job, AttemptOutcome.RELEASED, "the worker was told to stop", delay_s=0, strikes=0)
@@ -152,18 +156,30 @@ class JobRunner:
         )
 
     def _write(self, job: Job, write: Callable[[UnitOfWork], bool]) -> None:
-        # A commit whose answer was lost is written again: the guard makes the second one do nothing, and the row says
-        # whether the first one was done.
-        try:
-            with self._database.begin() as work:
-                done = write(work)
-        except DatabaseUnavailable:
-            with self._database.read() as work:
-                done = work.jobs.get(job.id).state is not JobState.RUNNING
-            if not done:
-                raise
+        # Tried again as long as a lease lasts, rather than to throw a result away. A commit whose answer was lost is
+        # not repeated but read back.
+        give_up = time.monotonic() + self._settings.lease_s
+        while True:
+            try:
+                with self._database.begin() as work:
+                    done = write(work)
+                break
+            except DatabaseUnavailable:
+                if self._has_ended(job):
+                    return
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(WRITE_AGAIN_S)
         if not done:
             logger.warning("attempt fenced: another one has the job", extra={"job": str(job.id)})
+
+    def _has_ended(self, job: Job) -> bool:
+        try:
+            with self._database.read() as work:
+                now = work.jobs.get(job.id)
+        except DatabaseUnavailable:
+            return False
+        return now.attempt == job.attempt and now.state is not JobState.RUNNING
 
 
 def _is_disk_full(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from morpheo.artifacts import ArtifactService
 from morpheo.errors import NotFound, Unavailable
-from morpheo.failures import CANCELLED, worker_lost
+from morpheo.failures import worker_lost
 from morpheo.jobs import Publisher
 from morpheo.models import AttemptOutcome, Job, JobState
 from morpheo.runtime.contract import ContainerRuntime, Owner
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 BATCH = 100
 #: A queued job whose message was given to the broker so long ago is published again, in seconds.
 REPUBLISH_S = 60
+#: The same while other messages wait, in seconds.
+REPUBLISH_BUSY_S = 600
 #: How often the blob store is searched for blobs without a row, in seconds.
 BLOBS_EVERY_S = 3600
 
@@ -91,7 +93,7 @@ class Sweeper:
     def _recover(self, work: UnitOfWork, job: Job) -> None:
         strikes = job.strikes + 1
         if job.cancel_requested:
-            work.jobs.cancelled(job.id, job.attempt, CANCELLED)
+            work.jobs.cancelled(job.id, job.attempt)
         elif strikes >= self._max_attempts:
             work.jobs.fail(job.id, job.attempt, worker_lost(strikes))
         else:
@@ -101,14 +103,14 @@ class Sweeper:
 
     def publish_waiting(self) -> int:
         """Publish queued jobs that are due and that no message tells of; return how many."""
-        # While messages wait in the broker, an old one is not lost but has not had its turn.
-        older_than_s = REPUBLISH_S if self._publisher.backlog() == 0 else float("inf")
-        with self._database.begin() as work:
+        # While messages wait in the broker, an old one is most likely not lost but has not had its turn.
+        older_than_s = REPUBLISH_S if self._publisher.backlog() == 0 else REPUBLISH_BUSY_S
+        with self._database.read() as work:
             job_ids = work.jobs.unpublished(older_than_s=older_than_s, limit=BATCH)
-            for job_id in job_ids:
-                self._publisher.publish(job_id)
-            if job_ids:
-                work.jobs.mark_published(job_ids)
+        for job_id in job_ids:  # in no transaction: a broker that hangs must not hold a lock
+            self._publisher.publish(job_id)
+            with self._database.begin() as work:
+                work.jobs.mark_published([job_id])
         return len(job_ids)
 
     def clean_node(self) -> int:

@@ -184,6 +184,11 @@ class FakeRuntime:
         program = self._images[image_id.removeprefix("sha256:")]
         return ImageInfo(id=image_id, size_bytes=1, layers=1, runs_something=bool(program))
 
+    def retag_image(self, image_id: str, tag: str) -> None:
+        """Give an image a tag in place of the one that it has."""
+        self.check()
+        self._images[tag] = self._images.pop(image_id.removeprefix("sha256:"))
+
     def remove_image(self, image_id: str) -> None:
         """Remove an image."""
         self.check()

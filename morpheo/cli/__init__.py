@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import signal
+import sys
 
 import click
 
@@ -54,5 +56,12 @@ def morpheo() -> None:
 
 def main() -> None:
     """Run the command line, and end with one line for an expected error."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _end)
     with report_errors():
         morpheo()
+
+
+def _end(number: int, _frame: object) -> None:
+    # By an exception, so that whatever was started is stopped and removed.
+    sys.exit(128 + number)

@@ -146,4 +146,4 @@ def _print_results(chains: dict[str, list[Job]], storage_url: str, prediction: l
     out.print(table)
     out.print(f"While a stack runs, a model is at {storage_url}/model/MODEL/blob.", soft_wrap=True)
     first = ", ".join(prediction[:5])
-    out.print(f"The best model predicted {len(prediction)} patients of a hidden file: {first}, ...", soft_wrap=True)
+    out.print(f"The best model predicted {len(prediction)} patients without a diagnosis: {first}, ...", soft_wrap=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -67,11 +69,12 @@ def dev(
         redis=_free_port("redis", redis_port),
     )
     check_engine(settings)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.closing(Database(settings.database)) as database:
         migrate.upgrade(database)
-    with _redis(ports.redis, settings.data_dir / "redis"):
-        sys.exit(_run(settings, ports, reload=reload, ready_file=ready_file))
+    password = secrets.token_urlsafe()
+    with _redis(ports.redis, settings.data_dir / "redis", password):
+        sys.exit(_run(settings, ports, redis_password=password, reload=reload, ready_file=ready_file))
 
 
 def check_engine(settings: Settings) -> None:
@@ -107,7 +110,7 @@ def _redis_server() -> str:
 
 
 @contextlib.contextmanager
-def _redis(port: int, folder: Path) -> Iterator[None]:
+def _redis(port: int, folder: Path, password: str) -> Iterator[None]:
     # Not one of the manager's children: the worker needs it until its own end.
     folder.mkdir(parents=True, exist_ok=True)
     options = {
@@ -118,9 +121,12 @@ def _redis(port: int, folder: Path) -> Iterator[None]:
         "save": "",
         "maxmemory-policy": "noeviction",
         "loglevel": "warning",
+        "requirepass": password,
     }
-    arguments = [argument for name, value in options.items() for argument in (f"--{name}", value)]
-    process = subprocess.Popen([_redis_server(), *arguments], start_new_session=True)
+    configuration = folder / "redis.conf"  # not arguments: every user of the machine can read those
+    configuration.touch(mode=0o600)
+    configuration.write_text("".join(f'{name} "{value}"\n' for name, value in options.items()))
+    process = subprocess.Popen([_redis_server(), str(configuration)], start_new_session=True)
     try:
         yield
     finally:
@@ -128,7 +134,7 @@ def _redis(port: int, folder: Path) -> Iterator[None]:
         process.wait()
 
 
-def _commands(ports: Ports, *, reload: bool, password: str, user: str) -> dict[str, list[str]]:
+def _commands(ports: Ports, *, reload: bool) -> dict[str, list[str]]:
     python = [sys.executable, "-m"]
     again = ["--reload"] if reload else []
     worker = [*python, "celery", "-A", "morpheo", "worker", "--hostname", "dev@%h"]
@@ -136,7 +142,7 @@ def _commands(ports: Ports, *, reload: bool, password: str, user: str) -> dict[s
         source = str(Path(morpheo.__file__).parent)
         stop_s = str(STOP_MARGIN_S)
         worker = [*python, "watchfiles", "--filter", "python", "--sigint-timeout", stop_s, shlex.join(worker), source]
-    flower = ["flower", f"--address={HOST}", f"--port={ports.flower}", f"--basic-auth={user}:{password}"]
+    flower = ["flower", f"--address={HOST}", f"--port={ports.flower}"]
     return {
         "storage": [*python, "morpheo", "storage-api", "--port", str(ports.storage), *again],
         "compute": [*python, "morpheo", "compute-api", "--port", str(ports.compute), *again],
@@ -145,7 +151,7 @@ def _commands(ports: Ports, *, reload: bool, password: str, user: str) -> dict[s
     }
 
 
-def _run(settings: Settings, ports: Ports, *, reload: bool, ready_file: Path | None) -> int:
+def _run(settings: Settings, ports: Ports, *, redis_password: str, reload: bool, ready_file: Path | None) -> int:
     try:
         from honcho import manager as honcho  # noqa: PLC0415 - of the dev extra
     except ImportError as exc:
@@ -154,14 +160,16 @@ def _run(settings: Settings, ports: Ports, *, reload: bool, ready_file: Path | N
     manager = honcho.Manager()
     environment = {
         **os.environ,
-        "MORPHEO_BROKER_URL": f"redis://{HOST}:{ports.redis}/0",
+        "MORPHEO_BROKER_URL": f"redis://:{redis_password}@{HOST}:{ports.redis}/0",
+        "FLOWER_BASIC_AUTH": f"{settings.user}:{settings.password.get_secret_value()}",
         "PYTHONUNBUFFERED": "1",
         "REMAP_SIGTERM": "SIGQUIT",  # the worker then gives its jobs back instead of dying with them
     }
-    commands = _commands(ports, reload=reload, user=settings.user, password=settings.password.get_secret_value())
+    commands = _commands(ports, reload=reload)
     for name, command in commands.items():
         manager.add_process(name, shlex.join(command), env=environment)
     urls = {name: f"http://{HOST}:{port}" for name, port in asdict(ports).items() if name != "redis"}
+    signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))  # the manager knows SIGTERM
     threading.Thread(target=_announce, args=(urls, ready_file), daemon=True).start()
     manager.loop()
     # Stopped by Ctrl-C or SIGTERM is what `dev` is for, not a failure.

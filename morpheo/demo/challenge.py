@@ -42,6 +42,8 @@ class Challenge:
     algos: dict[str, UUID]
     train_data: tuple[UUID, ...]
     test_data: tuple[UUID, ...]
+    #: Patients without a diagnosis, to predict.
+    new_patients: UUID
 
     @property
     def batches(self) -> list[tuple[UUID, ...]]:
@@ -51,8 +53,12 @@ class Challenge:
         ]
 
 
-def hospitals() -> tuple[list[bytes], list[bytes]]:
-    """Return the train files and the hidden test files: comma-separated, with a header, one patient a line."""
+def hospitals() -> tuple[list[bytes], list[bytes], bytes]:
+    """
+    Return the train files, the hidden test files, and a file of patients without a diagnosis.
+
+    Comma-separated, with a header, one patient a line.
+    """
     data = load_breast_cancer()
     names = [*(name.replace(" ", "_") for name in data.feature_names), TARGET]
     table = np.column_stack([data.data, 1 - data.target])  # the wheel's 0 is malignant
@@ -60,7 +66,11 @@ def hospitals() -> tuple[list[bytes], list[bytes]]:
     cut = TRAIN_FILES * PATIENTS_PER_FILE
     train = np.split(table[:cut], TRAIN_FILES)
     test = np.array_split(table[cut:], TEST_FILES)
-    return [_to_csv(names, rows) for rows in train], [_to_csv(names, rows) for rows in test]
+    return (
+        [_to_csv(names, rows) for rows in train],
+        [_to_csv(names, rows) for rows in test],
+        _to_csv(names[:-1], test[0][:, :-1]),
+    )
 
 
 def _to_csv(names: list[str], rows: np.ndarray) -> bytes:
@@ -79,7 +89,7 @@ def archive(name: str) -> bytes:
 
 def upload(storage: StorageClient) -> Challenge:
     """Upload the problem, the algos and the data."""
-    train, test = hospitals()
+    train, test, new_patients = hospitals()
     problem = storage.upload(
         ArtifactKind.PROBLEM, archive("problem"), name="breast cancer", description="Is a tumour malignant? ROC AUC"
     )
@@ -89,6 +99,7 @@ def upload(storage: StorageClient) -> Challenge:
         algos=algos,
         train_data=tuple(storage.upload(ArtifactKind.DATA, content).id for content in train),
         test_data=tuple(storage.upload(ArtifactKind.DATA, content).id for content in test),
+        new_patients=storage.upload(ArtifactKind.DATA, new_patients).id,
     )
 
 
@@ -119,7 +130,7 @@ def train_chain(compute: ComputeClient, challenge: Challenge, name: str, on_look
 
 def predict(compute: ComputeClient, challenge: Challenge, model: UUID, on_look: OnLook) -> PredictSpec:
     """
-    Predict the first hidden file with a model, and return the order that names the prediction.
+    Predict the patients without a diagnosis with a model, and return the order that names the prediction.
 
     Raises:
         MorpheoError: the job failed.
@@ -129,7 +140,7 @@ def predict(compute: ComputeClient, challenge: Challenge, model: UUID, on_look: 
         problem=challenge.workflow,
         workflow=challenge.workflow,
         model=model,
-        data=challenge.test_data[0],
+        data=challenge.new_patients,
     )
     _run(compute, spec, "prediction", on_look)
     return spec

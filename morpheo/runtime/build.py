@@ -16,6 +16,7 @@ from urllib3.exceptions import HTTPError
 from morpheo.runtime.contract import BuildResult, BuildSpec
 from morpheo.runtime.profile import owner_labels
 
+_STAGE = re.compile(r"Step \d+/\d+ : FROM ")
 _INTERMEDIATE = re.compile(r"---> ([0-9a-f]{12})\s*")
 
 
@@ -37,7 +38,8 @@ class ImageBuild:
         self._spec = spec
         self._log = _Tail(log_bytes)
         self._error = ""
-        self._intermediate: str | None = None
+        self._intermediate: list[str] = []
+        self._stages = 0
         self._stopped = False
         self._timed_out = False
         self._response: requests.Response | None = None
@@ -58,7 +60,7 @@ class ImageBuild:
             watchdog.cancel()
             self._client.hooks = {"response": []}
         image_id = None if self._error or self._stopped else self._find()
-        if image_id is None:
+        if image_id is None or self._stages > 1:
             self._remove_intermediate()
         return BuildResult(
             image_id=image_id,
@@ -112,7 +114,8 @@ class ImageBuild:
         text = str(line.get("stream") or line.get("status") or "")
         self._log.add(text.encode("utf-8", "replace"))
         if match := _INTERMEDIATE.search(text):
-            self._intermediate = match[1]
+            self._intermediate.append(match[1])
+        self._stages += bool(_STAGE.match(text))
         if "error" in line or "errorDetail" in line:
             self._error = str(line.get("error") or line["errorDetail"].get("message"))
             self._log.add(self._error.encode("utf-8", "replace") + b"\n")
@@ -124,12 +127,12 @@ class ImageBuild:
             return None
 
     def _remove_intermediate(self) -> None:
-        # What a failed build got to is an image without a tag; its own untagged parents go with it.
-        if self._intermediate is None:
-            return
-        with contextlib.suppress(APIError):
-            if not self._client.inspect_image(self._intermediate)["RepoTags"]:
-                self._client.remove_image(self._intermediate)
+        # What a failed build got to, and each stage but the last, is an image without a tag. The engine refuses to
+        # remove those that a tagged image is made of.
+        for image_id in reversed(self._intermediate):
+            with contextlib.suppress(APIError):
+                if not self._client.inspect_image(image_id)["RepoTags"]:
+                    self._client.remove_image(image_id)
 
 
 class _Tail:

@@ -240,6 +240,10 @@ class ContainerRuntime(Protocol):
         """Return what an image says of itself."""
         ...
 
+    def retag_image(self, image_id: str, tag: str) -> None:
+        """Give an image a tag in place of those that it has."""
+        ...
+
     def remove_image(self, image_id: str) -> None:
         """Remove an image with its tags, if it is there and nothing uses it."""
         ...

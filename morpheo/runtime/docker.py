@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ from morpheo.runtime.profile import LABEL_ATTEMPT, LABEL_JOB, LABEL_NODE, create
 KILL_GRACE_S = 30
 #: How long the engine is asked again to remove a container that is busy, in seconds.
 REMOVE_DEADLINE_S = 30
+#: What the engine says when an image's own program cannot be started.
+_IMAGE_ERROR = re.compile(r"exec: .*|executable file not found.*|exec format error|[Nn]o command specified")
 
 
 class DockerRuntime:
@@ -88,6 +91,16 @@ class DockerRuntime:
             environment=len(config.get("Env") or ()),
             runs_something=bool(config.get("Entrypoint") or config.get("Cmd")),
         )
+
+    def retag_image(self, image_id: str, tag: str) -> None:
+        """Give an image a tag in place of those that it has."""
+        with _mapped_errors(self._url):
+            old = self._client.inspect_image(image_id)["RepoTags"]
+            repository, _, name = tag.rpartition(":")
+            self._client.tag(image_id, repository, name)
+            for other in old:
+                if other != tag:
+                    self._client.remove_image(other)
 
     def remove_image(self, image_id: str) -> None:
         """Remove an image, if it is there and nothing uses it."""
@@ -154,8 +167,8 @@ class DockerRuntime:
             if exc.status_code == requests.codes.conflict:  # left by a worker that died: the name is ours alone
                 self._remove(spec.name)
                 return self._client.create_container(**arguments)["Id"], None
-            if exc.status_code == requests.codes.bad_request:
-                return None, str(exc.explanation)
+            if error := _image_error(exc):
+                return None, error
             raise
 
     def _run_created(self, container_id: str, spec: ContainerSpec, interrupt: Interrupt) -> StepResult:
@@ -166,9 +179,9 @@ class DockerRuntime:
             try:
                 self._client.start(container_id)
             except APIError as exc:
-                if "oci runtime" not in str(exc.explanation).lower():
-                    raise
-                return StepResult(exit_code=None, seconds=0.0, start_error=str(exc.explanation))
+                if error := _image_error(exc):
+                    return StepResult(exit_code=None, seconds=0.0, start_error=error)
+                raise
             if interrupt.reason is not None:  # it was set before there was anything to kill
                 kill()
             with MemoryWatch(self._client, container_id) as memory:
@@ -226,12 +239,19 @@ class _Deadline:
         self._timer.cancel()
 
 
+def _image_error(error: APIError) -> str | None:
+    """Return why an image cannot be started, None if something else is the matter."""
+    match = _IMAGE_ERROR.search(str(error.explanation))
+    return match[0][:200] if match else None
+
+
 @contextlib.contextmanager
 def _mapped_errors(url: str) -> Iterator[None]:
     try:
         yield
     except APIError as exc:
-        raise RuntimeUnavailable(f"the container engine refused a call: {exc.explanation}") from exc
+        # What the engine says may name folders of this machine: it is for the log, by way of `from`.
+        raise RuntimeUnavailable("the container engine refused a call; see the worker's log") from exc
     except (DockerException, requests.RequestException, HTTPError) as exc:
         raise RuntimeUnavailable(
             f"no container engine answers at {url}; start one, or set MORPHEO_DOCKER_HOST"

@@ -1,9 +1,9 @@
 """
 Jobs in the database.
 
-Every change of a job's state goes through `_move`, one UPDATE whose WHERE names the states that may precede (from
-`morpheo.models.TRANSITIONS`) and, for writes of a worker, the attempt that it holds. Zero rows changed means that
-somebody else was faster; the caller then changes nothing.
+Every change of a job's state is one guarded UPDATE: `claim` takes a job, and all others go through `_move`, whose WHERE
+names the states that may precede (from `morpheo.models.TRANSITIONS`) and, for writes of a worker, the attempt that it
+holds. Zero rows changed means that somebody else was faster; the caller then changes nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from morpheo.errors import NotFound
 from morpheo.models import (
+    CANCELLED,
     TRANSITIONS,
     AttemptOutcome,
     Failure,
@@ -201,15 +202,19 @@ class JobRepository:
         moved = self._move(JobState.FAILED, *_held(job_id, attempt), **_failed(failure))
         return moved and self._end_attempt(job_id, attempt, AttemptOutcome.FAILED, failure.message)
 
-    def cancelled(self, job_id: UUID, attempt: int, failure: Failure) -> bool:
+    def cancelled(self, job_id: UUID, attempt: int) -> bool:
         """End a running job that was cancelled, if the attempt still holds it."""
-        moved = self._move(JobState.CANCELLED, *_held(job_id, attempt), **_failed(failure))
-        return moved and self._end_attempt(job_id, attempt, AttemptOutcome.CANCELLED, failure.message)
+        moved = self._move(JobState.CANCELLED, *_held(job_id, attempt), **_failed(CANCELLED))
+        return moved and self._end_attempt(job_id, attempt, AttemptOutcome.CANCELLED, CANCELLED.message)
 
     def requeue(
         self, job_id: UUID, attempt: int, *, outcome: AttemptOutcome, message: str, delay_s: float, strikes: int
     ) -> bool:
-        """Give a running job back to the queue, if the attempt still holds it."""
+        """Give a running job back to the queue, if the attempt still holds it; one that was cancelled ends instead."""
+        if self._move(
+            JobState.CANCELLED, *_held(job_id, attempt), JobRow.cancel_requested.is_(True), **_failed(CANCELLED)
+        ):
+            return self._end_attempt(job_id, attempt, AttemptOutcome.CANCELLED, message)
         moved = self._move(
             JobState.QUEUED,
             *_held(job_id, attempt),
@@ -221,10 +226,10 @@ class JobRepository:
         )
         return moved and self._end_attempt(job_id, attempt, outcome, message)
 
-    def request_cancel(self, job_id: UUID, failure: Failure) -> None:
+    def request_cancel(self, job_id: UUID) -> None:
         """End a job that no worker holds; ask the worker of a running one to end it."""
         waiting = (JobState.WAITING.value, JobState.QUEUED.value)
-        if not self._move(JobState.CANCELLED, JobRow.id == job_id, JobRow.state.in_(waiting), **_failed(failure)):
+        if not self._move(JobState.CANCELLED, JobRow.id == job_id, JobRow.state.in_(waiting), **_failed(CANCELLED)):
             self._session.execute(
                 update(JobRow)
                 .where(JobRow.id == job_id, JobRow.state == JobState.RUNNING.value)
@@ -247,7 +252,6 @@ class JobRepository:
                 )
                 .order_by(JobRow.created_at)
                 .limit(limit)
-                .with_for_update(skip_locked=True)
             )
         )
 

@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 from docker import APIClient
 
-from morpheo.errors import Interrupted
+from morpheo.errors import Interrupted, RuntimeUnavailable
 from morpheo.models import StepName
 from morpheo.runtime.contract import (
     Bind,
@@ -200,6 +200,16 @@ def test_a_built_image_is_found_by_its_tag(bench: Bench) -> None:
     assert bench.runtime.find_image("morpheo/test:nowhere") is None
 
 
+def test_an_image_can_get_another_tag(bench: Bench) -> None:
+    result = bench.build({"Dockerfile": 'FROM morpheo/base:1\nENTRYPOINT ["/payload.py"]\n'})
+    assert result.image_id is not None
+    tag = f"morpheo/test:{uuid4().hex}"
+    bench.runtime.retag_image(result.image_id, tag)
+    assert bench.runtime.find_image(tag) is not None
+    bench.runtime.remove_image(bench.runtime.find_image(tag) or "")
+    assert bench.runtime.find_image(tag) is None
+
+
 def test_a_failing_build_is_a_result_with_its_log(bench: Bench) -> None:
     result = bench.build({"Dockerfile": "FROM morpheo/base:1\nRUN false\n"})
     assert result.image_id is None
@@ -317,8 +327,9 @@ def test_the_log_is_bounded(docker_bench: Bench) -> None:
 
 @pytest.mark.docker
 def test_a_mount_whose_folder_is_missing_is_refused(docker_bench: Bench, tmp_path: Path) -> None:
-    result = docker_bench.run(binds=(Bind(source=tmp_path / "nowhere", target="/in"),))
-    assert result.start_error is not None
+    with pytest.raises(RuntimeUnavailable) as refused:
+        docker_bench.run(binds=(Bind(source=tmp_path / "nowhere", target="/in"),))
+    assert str(tmp_path) not in str(refused.value)
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -360,6 +371,19 @@ def test_a_failed_build_leaves_no_image_without_a_tag(docker_bench: Bench, engin
     docker_bench.build({"Dockerfile": "FROM morpheo/base:1\nRUN echo > /a\nRUN echo > /b\nRUN exit 5\n"})
     _wait_until(lambda: _containers_and_images(engine) == before)
     assert engine.inspect_image("morpheo/base:1")["RepoTags"] == ["morpheo/base:1"]
+
+
+@pytest.mark.docker
+def test_a_build_of_several_stages_leaves_only_its_image(docker_bench: Bench, engine: APIClient) -> None:
+    before = _containers_and_images(engine)
+    dockerfile = (
+        "FROM morpheo/base:1 AS first\nRUN echo 1 > /a\nFROM morpheo/base:1\nCOPY --from=first /a /a\n"
+        'ENTRYPOINT ["/a"]\n'
+    )
+    result = docker_bench.build({"Dockerfile": dockerfile})
+    assert result.image_id is not None
+    assert _containers_and_images(engine) == (before[0], before[1] | {result.image_id})
+    docker_bench.runtime.remove_image(result.image_id)
 
 
 @pytest.mark.docker

@@ -14,6 +14,7 @@ from sqlalchemy import text
 
 from morpheo.errors import Conflict, DatabaseUnavailable, NotFound
 from morpheo.models import (
+    CANCELLED,
     TRANSITIONS,
     Artifact,
     ArtifactKind,
@@ -228,16 +229,16 @@ def test_a_cancel_reaches_the_heartbeat(database: Database) -> None:
     spec = add_job(database)
     claim(database, spec.id)
     with database.begin() as work:
-        work.jobs.request_cancel(spec.id, FAILURE)
+        work.jobs.request_cancel(spec.id)
         assert work.jobs.renew(spec.id, 1, lease_s=LEASE_S) is True
 
 
 def test_a_queued_job_is_cancelled_at_once(database: Database) -> None:
     spec = add_job(database)
     with database.begin() as work:
-        work.jobs.request_cancel(spec.id, FAILURE)
+        work.jobs.request_cancel(spec.id)
     job = get(database, spec.id)
-    assert (job.state, job.failure) == (JobState.CANCELLED, FAILURE)
+    assert (job.state, job.failure) == (JobState.CANCELLED, CANCELLED)
     assert claim(database, spec.id) is None
 
 
@@ -245,7 +246,7 @@ def test_a_cancelled_job_whose_lease_ran_out_is_not_claimed(database: Database) 
     spec = add_job(database)
     claim(database, spec.id, lease_s=-1)
     with database.begin() as work:
-        work.jobs.request_cancel(spec.id, FAILURE)
+        work.jobs.request_cancel(spec.id)
     assert claim(database, spec.id, worker="w2") is None
 
 
@@ -274,7 +275,7 @@ def _fail(database: Database, job_id: UUID, attempt: int) -> bool:
 @_end(JobState.CANCELLED)
 def _cancel(database: Database, job_id: UUID, attempt: int) -> bool:
     with database.begin() as work:
-        return work.jobs.cancelled(job_id, attempt, FAILURE)
+        return work.jobs.cancelled(job_id, attempt)
 
 
 @_end(JobState.QUEUED)
@@ -322,6 +323,18 @@ def test_scores_and_failure_come_back(database: Database) -> None:
     assert get(database, done.id).scores == Scores(perf=0.5, train_perf={"a": 1.0}, test_perf={"b": 0.0})
     assert get(database, bad.id).failure == FAILURE
     assert get(database, bad.id).attempts[0].message == FAILURE.message
+
+
+def test_a_cancelled_job_ends_instead_of_going_back_to_the_queue(database: Database) -> None:
+    spec = add_job(database)
+    claim(database, spec.id)
+    with database.begin() as work:
+        work.jobs.request_cancel(spec.id)
+    assert ENDS[JobState.QUEUED](database, spec.id, 1)
+    job = get(database, spec.id)
+    assert (job.state, job.failure) == (JobState.CANCELLED, CANCELLED)
+    assert job.attempts[0].outcome is AttemptOutcome.CANCELLED
+    assert not ENDS[JobState.QUEUED](database, spec.id, 1)
 
 
 def test_a_requeued_job_waits_its_delay(database: Database) -> None:
@@ -385,7 +398,6 @@ def test_unpublished_jobs_are_found_until_they_are_published(database: Database)
         work.jobs.mark_published([spec.id])
     with database.begin() as work:
         assert work.jobs.unpublished(older_than_s=60, limit=10) == []
-        assert work.jobs.unpublished(older_than_s=float("inf"), limit=10) == []
         assert work.jobs.unpublished(older_than_s=-1, limit=10) == [spec.id]
 
 

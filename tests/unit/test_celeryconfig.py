@@ -22,7 +22,8 @@ def celeryconfig() -> ModuleType:
 
 def test_every_setting_is_one_that_celery_knows(celeryconfig: ModuleType) -> None:
     known = {item[0] for item in flatten(NAMESPACES)}
-    names = {name for name in vars(celeryconfig) if not name.startswith("_") and name != "Settings"}
+    imports = ModuleType | type
+    names = {name for name, value in vars(celeryconfig).items() if name[0] != "_" and not isinstance(value, imports)}
     assert names - known == EXTRA
 
 
@@ -40,5 +41,14 @@ def test_no_message_comes_back_while_its_job_may_run(celeryconfig: ModuleType) -
 def test_limits_follow_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MORPHEO_LEARN_TIMEOUT_S", "100000")
     assert importlib.reload(imported).task_time_limit > 300000
+    monkeypatch.undo()
+    importlib.reload(imported)
+
+
+def test_a_bad_setting_stops_the_worker_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MORPHEO_LEASE_S", "soon")
+    with pytest.raises(SystemExit, match="Error: MORPHEO_LEASE_S=soon: ") as stopped:
+        importlib.reload(imported)
+    assert "\n" not in str(stopped.value)
     monkeypatch.undo()
     importlib.reload(imported)

@@ -14,8 +14,8 @@ from morpheo.errors import (
     RuntimeUnavailable,
     StorageUnavailable,
 )
-from morpheo.failures import CANCELLED, check_result, failed, infrastructure_failure, last_lines, worker_lost
-from morpheo.models import Blame, Cause, Failure, JobFailed, StepName
+from morpheo.failures import check_result, failed, infrastructure_failure, last_lines, worker_lost
+from morpheo.models import CANCELLED, Blame, Cause, Failure, JobFailed, StepName
 from morpheo.runtime.contract import StepResult
 
 
