@@ -6,14 +6,15 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from morpheo.errors import DatabaseUnavailable, InvalidInput, NotFound, StorageUnavailable
 from morpheo.execution import MODEL_FILE
-from morpheo.models import ArtifactKind, AttemptOutcome, Blame, Cause, Job, JobState, LearnSpec, StepName
+from morpheo.models import ArtifactKind, AttemptOutcome, Blame, Cause, Job, JobState, LearnSpec, Scores, StepName
 from morpheo.storage.database import Database
+from morpheo.storage.jobs import JobRepository
 from morpheo.testing import FakeContainer, make_archive
 from tests.support.services import wait_until
 from tests.support.workbench import Workbench, algo, flag, make_workbench, problem
@@ -519,6 +520,48 @@ def test_a_commit_whose_answer_was_lost_counts(bench: Workbench, monkeypatch: py
     assert job is not None
     assert job.state is JobState.SUCCEEDED
     assert bench.read(ArtifactKind.MODEL, spec.model_end)
+
+
+def test_an_end_that_cannot_be_written_at_once_is_written_later(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failures = JobRepository.succeed, [DatabaseUnavailable(), DatabaseUnavailable()]
+
+    def flaky(self: JobRepository, job_id: UUID, attempt: int, scores: Scores | None) -> bool:
+        if failures:
+            raise failures.pop()
+        return real(self, job_id, attempt, scores)
+
+    monkeypatch.setattr("morpheo.runner.WRITE_AGAIN_S", 0)
+    monkeypatch.setattr(JobRepository, "succeed", flaky)
+    spec = bench.learn_spec()
+    job = run(bench, spec)
+    assert failures == []
+    assert (job.state, job.attempt, job.strikes) == (JobState.SUCCEEDED, 1, 0)
+    assert bench.read(ArtifactKind.MODEL, spec.model_end)
+
+
+def test_a_cancelled_job_is_not_tried_again(sqlite_url: str, tmp_path: Path) -> None:
+    bench = make_workbench(sqlite_url, tmp_path / "node", heartbeat_s=15)  # too slow to notice the cancel
+    spec = bench.learn_spec()
+
+    def cancel_and_break(container: FakeContainer) -> int:
+        bench.resources.jobs.cancel(spec.id)
+        bench.runtime.down = True
+        return algo(container)
+
+    bench.programs["algo"] = cancel_and_break
+    job = run(bench, spec)
+    assert job.failure is not None
+    assert (job.state, job.failure.cause) == (JobState.CANCELLED, Cause.CANCELLED)
+
+
+def test_an_image_that_was_refused_has_no_tag(bench: Workbench) -> None:
+    bad = bench.store(ArtifactKind.ALGO, make_archive({"Dockerfile": "FROM morpheo/base:1\n"}), name="bad")
+    digest = bench.resources.artifacts.get(ArtifactKind.ALGO, bad).sha256
+    run(bench, bench.learn_spec(algo=bad))
+    assert bench.runtime.find_image(f"morpheo/algo:{digest}") is None
+    assert not [tag for tag in bench.runtime._images if "unchecked" in tag]
 
 
 def test_an_order_is_accepted_when_the_broker_is_down(bench: Workbench) -> None:
