@@ -24,8 +24,8 @@ PROFILE = Profile(
     file_bytes=7 << 20,
 )
 BINDS = (
-    Bind(source=Path("/work/test"), target="/data/test"),
-    Bind(source=Path("/work/pred"), target="/data/test/pred", writable=True),
+    Bind(source=Path("/node/test"), target="/data/test"),
+    Bind(source=Path("/node/pred"), target="/data/test/pred", writable=True),
 )
 
 
@@ -159,8 +159,8 @@ def test_only_tmp_is_writable_in_the_image_with_limits_and_an_owner(host: dict[s
 
 def test_mounts_are_binds_and_read_only_unless_listed_as_writable(host: dict[str, Any]) -> None:
     assert [(mount["Type"], mount["Source"], mount["Target"], mount["ReadOnly"]) for mount in host["Mounts"]] == [
-        ("bind", "/work/test", "/data/test", True),
-        ("bind", "/work/pred", "/data/test/pred", False),
+        ("bind", "/node/test", "/data/test", True),
+        ("bind", "/node/pred", "/data/test/pred", False),
     ]
 
 
