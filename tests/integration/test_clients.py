@@ -42,6 +42,7 @@ def answering(status: int, body: bytes = b"", *, length: int | None = None, **he
         for name, value in headers.items():
             handler.send_header(name.replace("_", "-"), value)
         handler.send_header("Content-Length", str(len(body) if length is None else length))
+        handler.send_header("Connection", "close")  # or a client that is faster than the end asks on it once more
         handler.end_headers()
         handler.wfile.write(body)
         handler.close_connection = True
