@@ -109,7 +109,7 @@ class ImageShelf:
         self._runtime.retag_image(image_id, tag)
         packed.unlink()
         context.unlink()
-        return self._runtime.find_image(tag) or image_id
+        return image_id
 
     def _built(self, result: BuildResult, step: StepName, blame: Blame) -> str:
         if result.timed_out:

@@ -161,7 +161,8 @@ class FakeRuntime:
 
     def __init__(self, programs: Mapping[str, Program]) -> None:
         self._programs = programs
-        self._images: dict[str, str] = {}
+        self._images: dict[str, str] = {}  # programs by image id
+        self._tags: dict[str, str] = {}  # image ids by tag
         self._running: dict[str, tuple[Owner, threading.Event]] = {}
         #: Names of the containers that were run, and tags of the images that were built, in order.
         self.history: list[str] = []
@@ -176,23 +177,28 @@ class FakeRuntime:
     def find_image(self, tag: str) -> str | None:
         """Return the id of the image with that tag."""
         self.check()
-        return f"sha256:{tag}" if tag in self._images else None
+        return self._tags.get(tag)
 
     def inspect_image(self, image_id: str) -> ImageInfo:
         """Return what an image says of itself."""
         self.check()
-        program = self._images[image_id.removeprefix("sha256:")]
+        program = self._images[image_id]
         return ImageInfo(id=image_id, size_bytes=1, layers=1, runs_something=bool(program))
 
     def retag_image(self, image_id: str, tag: str) -> None:
         """Give an image a tag in place of the one that it has."""
         self.check()
-        self._images[tag] = self._images.pop(image_id.removeprefix("sha256:"))
+        self._untag(image_id)
+        self._tags[tag] = image_id
 
     def remove_image(self, image_id: str) -> None:
         """Remove an image."""
         self.check()
-        self._images.pop(image_id.removeprefix("sha256:"), None)
+        self._untag(image_id)
+        self._images.pop(image_id, None)
+
+    def _untag(self, image_id: str) -> None:
+        self._tags = {tag: tagged for tag, tagged in self._tags.items() if tagged != image_id}
 
     def build(self, context: BinaryIO, spec: BuildSpec, *, interrupt: Interrupt) -> BuildResult:
         """Read the Dockerfile of a context, and remember its program."""
@@ -208,14 +214,15 @@ class FakeRuntime:
         if "RUN false" in lines:
             return BuildResult(image_id=None, log=dockerfile, seconds=0.0, error="'false' returned a non-zero code: 1")
         entrypoint = next((line for line in lines if line.startswith("ENTRYPOINT")), "")
-        self._images[spec.tag] = entrypoint.strip('"] ').rpartition('"')[2]
-        return BuildResult(image_id=f"sha256:{spec.tag}", log=dockerfile, seconds=0.0)
+        image_id = self._tags[spec.tag] = f"sha256:{uuid4().hex}"
+        self._images[image_id] = entrypoint.strip('"] ').rpartition('"')[2]
+        return BuildResult(image_id=image_id, log=dockerfile, seconds=0.0)
 
     def run(self, spec: ContainerSpec, *, interrupt: Interrupt) -> StepResult:
         """Call an image's program."""
         self.check()
         interrupt.check()
-        program = self._programs.get(self._images[spec.image_id.removeprefix("sha256:")])
+        program = self._programs.get(self._images[spec.image_id])
         self.history.append(spec.name)
         if program is None:
             return StepResult(exit_code=None, seconds=0.0, start_error="executable file not found")

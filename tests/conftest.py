@@ -17,7 +17,6 @@ from typing import NoReturn
 import psycopg
 import pytest
 from docker import APIClient
-from docker.errors import DockerException
 
 from morpheo.storage import migrate
 from morpheo.storage.blobs import BlobStore
@@ -27,6 +26,7 @@ from morpheo.storage.s3 import S3BlobStore
 from morpheo.testing import MemoryBlobStore
 from tests.support.services import (
     S3Server,
+    engine_listens,
     engine_url,
     postgres_bin,
     postgres_server,
@@ -169,10 +169,9 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def engine() -> Iterator[APIClient]:
     """A container engine that has the base image."""
-    try:
-        client = APIClient(base_url=engine_url(), version="auto", timeout=60)
-    except DockerException:
+    if not engine_listens():
         missing("a container engine")
+    client = APIClient(base_url=engine_url(), version="auto", timeout=60)
     if not client.images(BASE_IMAGE):
         client.close()
         missing(f"the image {BASE_IMAGE}")

@@ -205,8 +205,8 @@ def test_an_image_can_get_another_tag(bench: Bench) -> None:
     assert result.image_id is not None
     tag = f"morpheo/test:{uuid4().hex}"
     bench.runtime.retag_image(result.image_id, tag)
-    assert bench.runtime.find_image(tag) is not None
-    bench.runtime.remove_image(bench.runtime.find_image(tag) or "")
+    assert bench.runtime.find_image(tag) == result.image_id
+    bench.runtime.remove_image(result.image_id)
     assert bench.runtime.find_image(tag) is None
 
 

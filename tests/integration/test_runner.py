@@ -561,7 +561,7 @@ def test_an_image_that_was_refused_has_no_tag(bench: Workbench) -> None:
     digest = bench.resources.artifacts.get(ArtifactKind.ALGO, bad).sha256
     run(bench, bench.learn_spec(algo=bad))
     assert bench.runtime.find_image(f"morpheo/algo:{digest}") is None
-    assert not [tag for tag in bench.runtime._images if "unchecked" in tag]
+    assert not [tag for tag in bench.runtime._tags if "unchecked" in tag]
 
 
 def test_an_order_is_accepted_when_the_broker_is_down(bench: Workbench) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import requests
@@ -31,6 +32,20 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float = 30, what: st
 def engine_url() -> str:
     """Return the URL of the container engine that tests use."""
     return os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+
+
+def engine_listens() -> bool:
+    """Return whether anything listens at the engine's URL; docker-py would leave the socket of a failed try open."""
+    url = urlsplit(engine_url())
+    try:
+        if url.scheme == "unix":
+            with socket.socket(socket.AF_UNIX) as peer:
+                peer.connect(url.path)
+        else:
+            socket.create_connection((url.hostname or "", url.port or 2375), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def free_port() -> int:
