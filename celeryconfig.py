@@ -47,6 +47,9 @@ task_time_limit = _longest_job_s + 600
 task_soft_time_limit = _longest_job_s + 300
 task_send_sent_event = True
 
+# A forked process would inherit what the sweeper's thread held at that moment: SQLite's locks for ever, for one.
+worker_pool_start_method = "spawn"
+worker_proc_alive_timeout = 60
 worker_concurrency = _settings.worker_concurrency
 worker_prefetch_multiplier = 1
 worker_send_task_events = True

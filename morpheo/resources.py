@@ -114,13 +114,6 @@ class Resources:
             max_attempts=self.settings.max_attempts,
         )
 
-    def forget(self) -> None:
-        """Drop what a parent process made, without closing it: call first in a forked child."""
-        if "database" in vars(self):
-            self.database.forget()
-        for name in ("database", "blobs", "artifacts", "jobs", "runtime", "runner", "sweeper", "_tools"):
-            vars(self).pop(name, None)
-
     def _make_data_dir(self) -> None:
         # Only for its owner: it holds data with targets. What containers see is mounted by the engine.
         self.settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

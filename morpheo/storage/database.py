@@ -86,10 +86,6 @@ class Database:
         with _mapped_errors(), self.engine.connect() as connection:
             yield connection
 
-    def forget(self) -> None:
-        """Drop the connections without closing them: for a forked child, whose parent goes on using them."""
-        self.engine.dispose(close=False)
-
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()

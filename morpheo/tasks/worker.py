@@ -1,4 +1,4 @@
-"""What happens in a worker besides tasks: logging, fresh connections after a fork, and the sweeper."""
+"""What happens in a worker besides tasks: logging, files that containers can read, and the sweeper."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ def configure_logging(**_kwargs: Any) -> None:
 
 @worker_process_init.connect
 def prepare_process(**_kwargs: Any) -> None:
-    """Make a pool process open connections of its own, and files that containers can read."""
+    """Make a pool process write files that containers can read."""
     os.umask(0o022)
-    process_resources().forget()
 
 
 @worker_ready.connect

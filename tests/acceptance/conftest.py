@@ -21,7 +21,7 @@ from morpheo.client import ComputeClient, StorageClient
 SETTINGS = {
     "MORPHEO_LEASE_S": "3",
     "MORPHEO_HEARTBEAT_S": "0.5",
-    "MORPHEO_SWEEP_S": "0.5",
+    "MORPHEO_SWEEP_S": "0.1",
     "MORPHEO_RETRY_DELAY_S": "0.2",
     "MORPHEO_LEARN_TIMEOUT_S": "6",
     "MORPHEO_MEMORY_BYTES": str(128 << 20),

@@ -38,6 +38,10 @@ def test_no_message_comes_back_while_its_job_may_run(celeryconfig: ModuleType) -
     assert celeryconfig.broker_transport_options["visibility_timeout"] == celeryconfig.visibility_timeout
 
 
+def test_pool_processes_inherit_no_lock_of_the_sweeper(celeryconfig: ModuleType) -> None:
+    assert celeryconfig.worker_pool_start_method == "spawn"
+
+
 def test_limits_follow_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MORPHEO_LEARN_TIMEOUT_S", "100000")
     assert importlib.reload(imported).task_time_limit > 300000
