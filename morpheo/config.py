@@ -74,6 +74,9 @@ class Settings(BaseSettings):
     docker_host: str = Field(
         "", description="URL of the container engine; empty is DOCKER_HOST, else unix:///var/run/docker.sock"
     )
+    algo_docker_host: str = Field(
+        "", description="URL of another engine, for algos only; empty is the same engine as that of problems"
+    )
     engine_timeout_s: float = Field(60, gt=0, description="How long one call to the container engine may take")
     build_timeout_s: float = Field(900, gt=0, description="How long the build of an image may take")
     learn_timeout_s: float = Field(1200, gt=0, description="How long each container of a learn job may run")

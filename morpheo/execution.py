@@ -21,7 +21,7 @@ from morpheo.models import Artifact, ArtifactKind, Blame, Cause, Job, LearnSpec,
 from morpheo.performance import FILE_NAME, MAX_BYTES, parse_performance
 from morpheo.runtime.archive import ArchiveLimits, pack, unpack
 from morpheo.runtime.cache import NodeCache, detarget_key
-from morpheo.runtime.contract import ContainerRuntime, ContainerSpec, Folder, Image, Interrupt, Owner, Profile, Step
+from morpheo.runtime.contract import ContainerSpec, Engines, Folder, Image, Interrupt, Owner, Profile, Step
 from morpheo.runtime.outputs import OutputLimits, TooMuchOutput, harvest_files, harvest_tree, read_file
 from morpheo.runtime.workspace import Workspace
 from morpheo.steps import StepLog
@@ -50,7 +50,7 @@ class Tools:
 
     artifacts: ArtifactService
     images: ImageShelf
-    runtime: ContainerRuntime
+    engines: Engines
     cache: NodeCache
     limits: Limits
 
@@ -204,7 +204,7 @@ class Execution:
             timeout_s=timeout_s,
         )
         with self._steps.recording(step.name) as record:
-            record.result = self._tools.runtime.run(spec, interrupt=self._interrupt)
+            record.result = self._tools.engines[step.image].run(spec, interrupt=self._interrupt)
         memory_bytes = self._limits.profile.memory_bytes
         check_result(record.result, step.name, _BLAME[step.image], timeout_s=timeout_s, memory_bytes=memory_bytes)
 

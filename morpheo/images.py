@@ -9,7 +9,16 @@ from morpheo.failures import failed, last_lines
 from morpheo.models import Artifact, ArtifactKind, Blame, Cause, StepName
 from morpheo.runtime.archive import ArchiveLimits, repack_context
 from morpheo.runtime.cache import NodeCache
-from morpheo.runtime.contract import BuildResult, BuildSpec, ContainerRuntime, ImageInfo, Interrupt, Owner
+from morpheo.runtime.contract import (
+    BuildResult,
+    BuildSpec,
+    ContainerRuntime,
+    Engines,
+    Image,
+    ImageInfo,
+    Interrupt,
+    Owner,
+)
 from morpheo.runtime.dockerfile import check_dockerfile
 from morpheo.runtime.workspace import Workspace
 from morpheo.steps import StepLog
@@ -29,7 +38,7 @@ class ImageShelf:
     Gives the image of an archive.
 
     Args:
-        runtime: Builds and keeps the images.
+        engines: Build and keep the images.
         cache: Fetches the archives; its locks keep two jobs from building the same image.
         limits: What a build context may hold.
         base_images: What FROM may name.
@@ -41,7 +50,7 @@ class ImageShelf:
 
     def __init__(
         self,
-        runtime: ContainerRuntime,
+        engines: Engines,
         cache: NodeCache,
         *,
         limits: ArchiveLimits,
@@ -51,7 +60,7 @@ class ImageShelf:
         memory_bytes: int,
         max_image_bytes: int,
     ) -> None:
-        self._runtime = runtime
+        self._engines = engines
         self._cache = cache
         self._limits = limits
         self._base_images = base_images
@@ -72,15 +81,24 @@ class ImageShelf:
             Interrupted: the interrupt was set.
         """
         tag = f"morpheo/{archive.kind}:{archive.sha256}"
-        if found := self._runtime.find_image(tag):
+        engine = self._engines[Image(archive.kind)]
+        if found := engine.find_image(tag):
             return found
         with self._cache.lock(f"image-{archive.sha256}", interrupt):
-            if found := self._runtime.find_image(tag):  # built by another job meanwhile
+            if found := engine.find_image(tag):  # built by another job meanwhile
                 return found
-            return self._build(archive, tag, owner=owner, workspace=workspace, steps=steps, interrupt=interrupt)
+            return self._build(engine, archive, tag, owner=owner, workspace=workspace, steps=steps, interrupt=interrupt)
 
     def _build(
-        self, archive: Artifact, tag: str, *, owner: Owner, workspace: Workspace, steps: StepLog, interrupt: Interrupt
+        self,
+        engine: ContainerRuntime,
+        archive: Artifact,
+        tag: str,
+        *,
+        owner: Owner,
+        workspace: Workspace,
+        steps: StepLog,
+        interrupt: Interrupt,
     ) -> str:
         step, blame = _ROLES[archive.kind]
         packed = workspace.temporary(f"{archive.id}.tar.gz")
@@ -101,12 +119,12 @@ class ImageShelf:
                 memory_bytes=self._memory_bytes,
             )
             with context.open("rb") as file:
-                result = self._runtime.build(file, spec, interrupt=interrupt)
+                result = engine.build(file, spec, interrupt=interrupt)
             record.log = result.log
             image_id = self._built(result, step, blame)
-            self._check_image(self._runtime.inspect_image(image_id), step, blame)
+            self._check_image(engine, engine.inspect_image(image_id), step, blame)
         # Only now: what has the archive's tag is used without another look.
-        self._runtime.retag_image(image_id, tag)
+        engine.retag_image(image_id, tag)
         packed.unlink()
         context.unlink()
         return image_id
@@ -123,7 +141,7 @@ class ImageShelf:
             raise failed(Cause.BUILD_FAILED, blame, f"the build failed: {result.error}{last_lines(result.log)}", step)
         return result.image_id
 
-    def _check_image(self, image: ImageInfo, step: StepName, blame: Blame) -> None:
+    def _check_image(self, engine: ContainerRuntime, image: ImageInfo, step: StepName, blame: Blame) -> None:
         complaint = None
         if not image.runs_something:
             complaint = "the image has no ENTRYPOINT; add one that accepts the -T flag"
@@ -138,5 +156,5 @@ class ImageShelf:
         elif image.size_bytes > self._max_image_bytes:
             complaint = f"the image has {image.size_bytes} bytes, more than {self._max_image_bytes}; install less"
         if complaint is not None:
-            self._runtime.remove_image(image.id)
+            engine.remove_image(image.id)
             raise failed(Cause.BAD_IMAGE, blame, complaint, step)

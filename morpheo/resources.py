@@ -17,7 +17,7 @@ from morpheo.jobs import JobService, Publisher
 from morpheo.runner import JobRunner, RunnerSettings
 from morpheo.runtime.archive import ArchiveLimits
 from morpheo.runtime.cache import NodeCache
-from morpheo.runtime.contract import ContainerRuntime, Profile
+from morpheo.runtime.contract import ContainerRuntime, Engines, Profile
 from morpheo.runtime.docker import DockerRuntime
 from morpheo.runtime.outputs import OutputLimits
 from morpheo.storage.blobs import BlobStore
@@ -73,15 +73,19 @@ class Resources:
         return JobService(self.database, self.blobs, self.publisher)
 
     @functools.cached_property
-    def runtime(self) -> ContainerRuntime:
-        """The container engine."""
+    def engines(self) -> Engines:
+        """The container engines: one, unless algos have their own."""
         settings = self.settings
         self._make_data_dir()
+        problem = self._engine(settings.engine_url)
+        return Engines(problem=problem, algo=self._engine(url) if (url := settings.algo_docker_host) else problem)
+
+    def _engine(self, url: str) -> ContainerRuntime:
         return DockerRuntime(
-            settings.engine_url,
+            url,
             profile=self._limits.profile,
-            node=_node_id(settings.data_dir),
-            timeout_s=settings.engine_timeout_s,
+            node=_node_id(self.settings.data_dir),
+            timeout_s=self.settings.engine_timeout_s,
         )
 
     @functools.cached_property
@@ -109,7 +113,7 @@ class Resources:
             self.database,
             self.publisher,
             self.artifacts,
-            self.runtime,
+            self.engines,
             work_dir=self._work_dir,
             max_attempts=self.settings.max_attempts,
         )
@@ -127,7 +131,7 @@ class Resources:
         settings = self.settings
         cache = NodeCache(settings.data_dir / "cache", self.blobs.get, max_bytes=settings.cache_bytes)
         images = ImageShelf(
-            self.runtime,
+            self.engines,
             cache,
             limits=ArchiveLimits(max_bytes=settings.context_bytes, max_entries=settings.context_entries, links=True),
             base_images=settings.base_images,
@@ -136,7 +140,7 @@ class Resources:
             memory_bytes=settings.memory_bytes,
             max_image_bytes=settings.image_bytes,
         )
-        return Tools(artifacts=self.artifacts, images=images, runtime=self.runtime, cache=cache, limits=self._limits)
+        return Tools(artifacts=self.artifacts, images=images, engines=self.engines, cache=cache, limits=self._limits)
 
     @functools.cached_property
     def _limits(self) -> Limits:

@@ -18,7 +18,7 @@ from morpheo.errors import NotFound, Unavailable
 from morpheo.failures import worker_lost
 from morpheo.jobs import Publisher
 from morpheo.models import AttemptOutcome, Job, JobState
-from morpheo.runtime.contract import ContainerRuntime, Owner
+from morpheo.runtime.contract import Engines, Owner
 from morpheo.runtime.workspace import owner_of, remove_tree
 from morpheo.storage.database import Database, UnitOfWork
 
@@ -42,7 +42,7 @@ class Sweeper:
         database: Keeps the jobs.
         publisher: Gives messages to the broker.
         artifacts: Finds blobs without a row.
-        runtime: This node's containers.
+        engines: Where this node's containers are.
         work_dir: This node's workspaces.
         max_attempts: Attempts that lost workers may cost a job.
     """
@@ -52,7 +52,7 @@ class Sweeper:
         database: Database,
         publisher: Publisher,
         artifacts: ArtifactService,
-        runtime: ContainerRuntime,
+        engines: Engines,
         *,
         work_dir: Path,
         max_attempts: int,
@@ -60,7 +60,7 @@ class Sweeper:
         self._database = database
         self._publisher = publisher
         self._artifacts = artifacts
-        self._runtime = runtime
+        self._engines = engines
         self._work_dir = work_dir
         self._max_attempts = max_attempts
         self._blobs_swept_at = time.monotonic()
@@ -116,9 +116,11 @@ class Sweeper:
     def clean_node(self) -> int:
         """Remove containers and workspaces of attempts that are over; return how many attempts there were."""
         folders = {path: owner for path in _children(self._work_dir) if (owner := owner_of(path)) is not None}
-        over = {owner for owner in {*self._runtime.owners(), *folders.values()} if not self._is_live(owner)}
+        owners = {owner for engine in self._engines for owner in engine.owners()}
+        over = {owner for owner in owners.union(folders.values()) if not self._is_live(owner)}
         for owner in over:
-            self._runtime.remove(owner)
+            for engine in self._engines:
+                engine.remove(owner)
         for path, owner in folders.items():
             if owner in over:
                 remove_tree(path)

@@ -84,7 +84,8 @@ def check_engine(settings: Settings) -> None:
     Raises:
         RuntimeUnavailable: no engine answers.
     """
-    Resources(settings, publisher=None).runtime.check()  # type: ignore[arg-type]  # nothing is published
+    for engine in Resources(settings, publisher=None).engines:  # type: ignore[arg-type]  # nothing is published
+        engine.check()
 
 
 def _free_port(name: str, port: int) -> int:

@@ -273,3 +273,25 @@ class ContainerRuntime(Protocol):
     def remove(self, owner: Owner) -> None:
         """Kill and remove all containers of an attempt; safe to call when there are none."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engines:
+    """
+    The container engines of a node.
+
+    Images of problems know the answers, and those of algos come from strangers: in two engines, neither can be built
+    from the other. Both may be the same.
+    """
+
+    problem: ContainerRuntime
+    algo: ContainerRuntime
+
+    def __getitem__(self, image: Image) -> ContainerRuntime:
+        return self.problem if image is Image.PROBLEM else self.algo
+
+    def __iter__(self) -> Iterator[ContainerRuntime]:
+        """Give each engine once."""
+        yield self.problem
+        if self.algo is not self.problem:
+            yield self.algo

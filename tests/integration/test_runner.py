@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import threading
 from collections.abc import Callable
@@ -13,9 +15,10 @@ import pytest
 from morpheo.errors import DatabaseUnavailable, InvalidInput, NotFound, StorageUnavailable
 from morpheo.execution import MODEL_FILE
 from morpheo.models import ArtifactKind, AttemptOutcome, Blame, Cause, Job, JobState, LearnSpec, Scores, StepName
+from morpheo.runtime.contract import BuildSpec, ContainerSpec, Engines, Image, Interrupt, Owner
 from morpheo.storage.database import Database
 from morpheo.storage.jobs import JobRepository
-from morpheo.testing import FakeContainer, make_archive
+from morpheo.testing import FakeContainer, FakeRuntime, make_archive
 from tests.support.services import wait_until
 from tests.support.workbench import Workbench, algo, flag, make_workbench, problem
 
@@ -647,3 +650,37 @@ def test_storage_that_is_down_is_a_strike(bench: Workbench, monkeypatch: pytest.
     job = bench.resources.runner.run(spec.id)
     assert job is not None
     assert (job.state, job.strikes) == (JobState.QUEUED, 1)
+
+
+def test_problems_and_algos_have_engines_of_their_own(bench: Workbench) -> None:
+    algos = FakeRuntime(bench.programs)
+    vars(bench.resources)["engines"] = Engines(problem=bench.runtime, algo=algos)
+    job = run(bench)
+    assert job.state is JobState.SUCCEEDED, job.failure
+    steps = [[name.rpartition("-")[2] for name in engine.history] for engine in (bench.runtime, algos)]
+    assert steps == [["problem", "detarget", "perf"], ["algo", "train"]]
+
+
+@pytest.mark.parametrize("image", list(Image))
+def test_the_sweeper_cleans_both_engines(bench: Workbench, image: Image) -> None:
+    started = threading.Event()
+
+    def hang(container: FakeContainer) -> int:
+        started.set()
+        container.sleep(60)
+        return 0
+
+    engines = Engines(problem=FakeRuntime({"hang": hang}), algo=FakeRuntime({"hang": hang}))
+    vars(bench.resources)["engines"] = engines
+    owner = Owner(job_id=uuid4(), attempt=1)
+    tar = io.BytesIO(gzip.decompress(make_archive({"Dockerfile": 'FROM scratch\nENTRYPOINT ["hang"]\n'})))
+    build = BuildSpec(owner=owner, tag="stray:1", timeout_s=30)
+    built = engines[image].build(tar, build, interrupt=Interrupt())
+    assert built.image_id is not None
+    stray = ContainerSpec(owner=owner, step=StepName.TRAIN, image_id=built.image_id, args=(), binds=(), timeout_s=30)
+    thread = threading.Thread(target=engines[image].run, args=(stray,), kwargs={"interrupt": Interrupt()})
+    thread.start()
+    assert started.wait(30)
+    assert bench.resources.sweeper.clean_node() == 1
+    thread.join(30)
+    assert engines[image].owners() == []

@@ -13,6 +13,7 @@ from morpheo.artifacts import Upload
 from morpheo.config import Settings
 from morpheo.models import ArtifactKind, LearnSpec, PredictSpec
 from morpheo.resources import Resources
+from morpheo.runtime.contract import Engines
 from morpheo.storage.database import Database
 from morpheo.testing import FakeContainer, FakeRuntime, MemoryBlobStore, RecordingPublisher, make_archive
 
@@ -140,6 +141,6 @@ def make_workbench(database_url: str, data_dir: Path, **settings: Any) -> Workbe
     resources = Resources(Settings(data_dir=data_dir, database_url=database_url, **values), RecordingPublisher())
     programs: dict[str, Program] = {"problem": problem, "algo": algo}
     blobs, runtime = MemoryBlobStore(), FakeRuntime(programs)
-    vars(resources).update(blobs=blobs, runtime=runtime)
+    vars(resources).update(blobs=blobs, engines=Engines(problem=runtime, algo=runtime))
     assert isinstance(resources.publisher, RecordingPublisher)
     return Workbench(resources, blobs, resources.publisher, runtime, programs, data_dir / "work")
