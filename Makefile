@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 
-.PHONY: help setup demo dev test unit lint lock bench clean
+.PHONY: help setup demo dev env up stop down test test-compose unit lint lock bench clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,21 @@ dev: ## Run the whole stack on this machine
 
 test: ## Run every test
 	@scripts/test
+
+env: ## Write .env, with new passwords, for compose.yaml
+	@scripts/env
+
+up: ## Start the deployment of compose.yaml (WORKERS=n)
+	@scripts/engine --keep scripts/up
+
+stop: ## Stop the deployment; its data stays
+	@scripts/compose stop
+
+down: ## Delete the deployment with all its data
+	@scripts/down
+
+test-compose: ## Test the deployment of compose.yaml
+	@scripts/with-stack $(VENV) $(BIN)/pytest tests/compose
 
 unit: $(SETUP) ## Run the fast tests, which need no service
 	@$(BIN)/pytest tests/unit

@@ -14,8 +14,8 @@ from morpheo.api.serve import serve
 from morpheo.api.storage import create_storage_app
 from morpheo.cli.common import err, json_option, out, print_json
 from morpheo.config import PREFIX, Settings
+from morpheo.resources import Resources
 from morpheo.storage import migrate as migrations
-from morpheo.storage.database import Database
 
 
 @click.command()
@@ -55,10 +55,13 @@ def _shown(value: object) -> str:
 
 @click.command()
 def migrate() -> None:
-    """Bring the tables of the database up to date."""
-    with contextlib.closing(Database(Settings.from_env().database)) as database:
+    """Bring the tables of the database up to date, and make the bucket of the blobs if there is none."""
+    resources = Resources(Settings.from_env(), publisher=None)  # type: ignore[arg-type]  # nothing is published
+    with contextlib.closing(resources.database) as database:
         before, after = migrations.upgrade(database)
     out.print(f"tables are at revision {after}" + ("" if before == after else f" (were at {before or 'none'})"))
+    resources.blobs.check()
+    out.print("the blob store answers")
 
 
 _host = click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
