@@ -2,13 +2,15 @@
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
+SERVICES := compute-api compute-worker storage-api
+IMAGES := $(SERVICES:%=%-docker)
 
-.PHONY: help setup demo dev env up stop down test test-compose unit lint lock bench clean
+.PHONY: help setup demo dev env up stop down test test-compose unit lint lock bench clean all-docker $(IMAGES)
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(SETUP): requirements-dev.txt setup.cfg pyproject.toml
+$(SETUP): requirements-dev.txt requirements-build.txt setup.cfg pyproject.toml
 	@scripts/setup $(VENV)
 
 setup: $(SETUP) ## Make .venv with the locked dependencies
@@ -40,6 +42,18 @@ test-compose: ## Test the deployment of compose.yaml
 unit: $(SETUP) ## Run the fast tests, which need no service
 	@$(BIN)/pytest tests/unit
 
+all-docker: build/wheels/3.11/.ready ## Build the images of all services
+	@scripts/engine scripts/service-images $(SERVICES)
+
+compute-api-docker: ## Build the image morpheo/compute-api
+compute-worker-docker: ## Build the image morpheo/compute-worker
+storage-api-docker: ## Build the image morpheo/storage-api
+$(IMAGES): build/wheels/3.11/.ready
+	@scripts/engine scripts/service-images $(@:%-docker=%)
+
+build/wheels/%/.ready: $(SETUP) requirements.txt requirements-build.txt
+	@scripts/wheels $*
+
 lint: $(SETUP) ## Check style, types, imports and dependencies
 	@scripts/lint $(VENV)
 
@@ -50,4 +64,4 @@ bench: ## Print the overhead of uploads, downloads and jobs
 	@scripts/with-stack $(VENV) scripts/bench
 
 clean: ## Remove what was built here
-	@rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) build */target *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

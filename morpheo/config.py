@@ -71,6 +71,12 @@ class Settings(BaseSettings):
     retry_delay_s: float = Field(10, ge=0, description="Wait before the first retry; doubles with each one")
     stop_grace_s: float = Field(30, ge=0, description="How long a worker that was told to stop lets jobs finish")
 
+    alive_dir: str = Field(
+        "",
+        description="Folder where each node of a worker touches a file while it speaks with its broker, for health "
+        "checks; empty is none",
+    )
+
     docker_host: str = Field(
         "", description="URL of the container engine; empty is DOCKER_HOST, else unix:///var/run/docker.sock"
     )

@@ -1,13 +1,14 @@
-"""What happens in a worker besides tasks: logging, files that containers can read, and the sweeper."""
+"""What happens in a worker besides tasks: logging, files that containers can read, signs of life, and the sweeper."""
 
 from __future__ import annotations
 
 import logging
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
-from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutdown
+from celery.signals import heartbeat_sent, setup_logging, worker_process_init, worker_ready, worker_shutdown
 
 from morpheo.tasks.publisher import process_resources
 
@@ -45,3 +46,18 @@ def start_sweeping(**_kwargs: Any) -> None:
 def stop_sweeping(**_kwargs: Any) -> None:
     """Let the sweeper end with the worker."""
     _stop_sweeping.set()
+
+
+@heartbeat_sent.connect
+def show_life(sender: Any, **_kwargs: Any) -> None:
+    """Touch this node's file: its loop turns, and its broker listens."""
+    if folder := process_resources().settings.alive_dir:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, sender.eventer.hostname).touch()
+
+
+@worker_shutdown.connect
+def end_life(sender: Any, **_kwargs: Any) -> None:
+    """Remove this node's file: it is not ill, it has ended."""
+    if folder := process_resources().settings.alive_dir:
+        Path(folder, sender.hostname).unlink(missing_ok=True)
