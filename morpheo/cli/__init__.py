@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": "morpheo.cli.jobs:predict",
     "storage-api": "morpheo.cli.system:storage_api",
     "upload": "morpheo.cli.storage:upload",
+    "worker": "morpheo.cli.worker:worker",
 }
 
 
