@@ -11,6 +11,7 @@ import click
 
 from morpheo.cli.supervisor import supervise
 from morpheo.config import PREFIX, Settings
+from morpheo.errors import Unavailable
 from morpheo.models import JobKind
 from morpheo.queues import consumed
 
@@ -83,6 +84,9 @@ def _check_services() -> None:
     resources = process_resources()
     with connected():
         pass
-    resources.database.check()
-    resources.blobs.check()
+    for check, setting in ((resources.database.check, "DATABASE_URL"), (resources.blobs.check, "S3_ENDPOINT")):
+        try:
+            check()
+        except Unavailable as exc:
+            raise type(exc)(f"{exc}; is {PREFIX}{setting} right?") from exc
     resources.runtime.check()
