@@ -7,8 +7,11 @@ a lease in the database, not the broker, decides who runs a job.
 
 import sys
 
+from kombu import Exchange, Queue
+
 from morpheo.config import Settings
 from morpheo.errors import SettingsError
+from morpheo.queues import consumed as _consumed
 
 try:
     _settings = Settings.from_env()
@@ -22,15 +25,20 @@ broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 # An unacknowledged message comes back after this time; sooner would only wake workers for nothing.
 visibility_timeout = _longest_job_s + 900
-broker_transport_options = {
-    "visibility_timeout": visibility_timeout,
-    "unacked_restore_interval": 10,
-    "unacked_restore_throttle": 1,
-    "socket_keepalive": True,
-    "socket_connect_timeout": 5,
-    "socket_timeout": 15,  # or a broker that hangs would hold a request of the API for ever
-    "health_check_interval": 25,
-}
+broker_transport_options: dict[str, object] = (
+    # RabbitMQ: a message counts as published when the broker has said that it has it.
+    {"confirm_publish": True}
+    if broker_url.startswith("amqp")
+    else {
+        "visibility_timeout": visibility_timeout,
+        "unacked_restore_interval": 10,
+        "unacked_restore_throttle": 1,
+        "socket_keepalive": True,
+        "socket_connect_timeout": 5,
+        "socket_timeout": 15,  # or a broker that hangs would hold a request of the API for ever
+        "health_check_interval": 25,
+    }
+)
 
 result_backend = None
 task_ignore_result = True
@@ -38,7 +46,11 @@ task_serializer = "json"
 accept_content = ["json"]
 imports = ("morpheo.tasks",)
 
-task_default_queue = "jobs"
+# What a worker consumes that is not told otherwise; queues of other tags are made when a job first goes to them.
+task_queues = [
+    Queue(name, Exchange(name), routing_key=name) for names in _consumed(_settings.queues).values() for name in names
+]
+task_default_queue = "learn"
 task_acks_late = True
 task_reject_on_worker_lost = False  # the lease redelivers, and counts
 task_publish_retry = True
@@ -50,7 +62,7 @@ task_send_sent_event = True
 # A forked process would inherit what the sweeper's thread held at that moment: SQLite's locks for ever, for one.
 worker_pool_start_method = "spawn"
 worker_proc_alive_timeout = 60
-worker_concurrency = _settings.worker_concurrency
+worker_concurrency = (_settings.learn_parallelism + _settings.predict_parallelism) or 1
 worker_prefetch_multiplier = 1
 worker_send_task_events = True
 worker_hijack_root_logger = False

@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from morpheo.errors import SettingsError
+from morpheo.queues import consumed
 
 PREFIX = "MORPHEO_"
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -37,7 +38,10 @@ class Settings(BaseSettings):
         description="SQLAlchemy URL; empty is a SQLite file in the data folder. "
         "Example: postgresql+psycopg://user:password@host/morpheo",
     )
-    broker_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="URL of the Redis broker")
+    broker_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"),
+        description="URL of the broker: Redis, or RabbitMQ as amqp://user:password@host/vhost",
+    )
 
     s3_endpoint: str = Field(
         "", description="host:port of the S3 server that keeps blobs; empty is a folder in the data folder"
@@ -63,7 +67,13 @@ class Settings(BaseSettings):
     api_threads: int = Field(8, gt=0, description="Requests that one process of an API serves at once")
     api_processes: int = Field(2, gt=0, description="Processes of each API")
 
-    worker_concurrency: int = Field(2, gt=0, description="Jobs that one worker runs at once")
+    queues: CommaSeparated = Field(
+        ("learn", "predict"),
+        description="Jobs that a worker takes, comma-separated: learn and predict are those without tags, "
+        "any other word is a tag that this machine has (at most 4)",
+    )
+    learn_parallelism: int = Field(1, ge=0, description="Learn jobs that one worker runs at once; 0 is none ever")
+    predict_parallelism: int = Field(1, ge=0, description="Predict jobs that one worker runs at once; 0 is none ever")
     lease_s: float = Field(30, gt=0, description="How long a worker holds a job without renewing its lease")
     heartbeat_s: float = Field(10, gt=0, description="How often a worker renews the lease of its jobs")
     sweep_s: float = Field(10, gt=0, description="How often a worker looks for lost and unpublished jobs")
@@ -112,7 +122,7 @@ class Settings(BaseSettings):
 
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="How much is logged")
 
-    @field_validator("cors_origins", "base_images", mode="before")
+    @field_validator("cors_origins", "base_images", "queues", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -129,6 +139,12 @@ class Settings(BaseSettings):
             ("sqlite:///", "postgresql+psycopg://")
         ):
             raise ValueError("must begin with sqlite:/// or postgresql+psycopg://")
+        return value
+
+    @field_validator("queues")
+    @classmethod
+    def _are_queues(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        consumed(value)
         return value
 
     @field_validator("heartbeat_s")

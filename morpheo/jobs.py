@@ -26,18 +26,18 @@ logger = logging.getLogger(__name__)
 class Publisher(Protocol):
     """Gives messages to the broker."""
 
-    def publish(self, job_id: UUID) -> None:
+    def publish(self, spec: JobSpec) -> None:
         """
-        Tell the workers that a job is there.
+        Tell the workers of a job's queue that it is there.
 
         Raises:
             BrokerUnavailable: the broker does not answer.
         """
         ...
 
-    def backlog(self) -> int:
+    def backlog(self, queue: str) -> int:
         """
-        Return how many messages wait.
+        Return how many messages wait in a queue.
 
         Raises:
             BrokerUnavailable: the broker does not answer.
@@ -76,7 +76,7 @@ class JobService:
         if known not in (None, spec_digest(spec)):
             raise Conflict(f"another job has the id {spec.id}")
         if known is None:
-            self._publish(spec.id)
+            self._publish(spec)
         return self.get(spec.id)
 
     def _insert(self, spec: JobSpec) -> str | None:
@@ -87,13 +87,13 @@ class JobService:
                 work.jobs.add(spec, algo=_check_needs(work, spec))
         return known
 
-    def _publish(self, job_id: UUID) -> None:
+    def _publish(self, spec: JobSpec) -> None:
         try:
-            self._publisher.publish(job_id)
+            self._publisher.publish(spec)
             with self._database.begin() as work:
-                work.jobs.mark_published([job_id])
+                work.jobs.mark_published([spec.id])
         except Unavailable:  # the job is accepted; the sweeper publishes it when the broker is back
-            logger.warning("job not published yet", extra={"job": str(job_id)}, exc_info=True)
+            logger.warning("job not published yet", extra={"job": str(spec.id)}, exc_info=True)
 
     def get(self, job_id: UUID) -> Job:
         """

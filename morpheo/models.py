@@ -202,6 +202,8 @@ class LearnSpec:
     model_end: UUID
     #: Place in a chain of mini-batches.
     rank: int = 0
+    #: What its worker must have, sorted (`morpheo.queues.checked_tags`).
+    tags: tuple[str, ...] = ()
 
     kind = JobKind.LEARN
 
@@ -227,6 +229,8 @@ class PredictSpec:
     workflow: UUID
     model: UUID
     data: UUID
+    #: What its worker must have, sorted.
+    tags: tuple[str, ...] = ()
 
     kind = JobKind.PREDICT
 
@@ -251,7 +255,10 @@ def spec_to_dict(spec: JobSpec) -> dict[str, Any]:
             return str(value)
         return [str(item) for item in value] if isinstance(value, tuple) else value
 
-    return {name: plain(value) for name, value in dataclasses.asdict(spec).items()}
+    values = {name: plain(value) for name, value in dataclasses.asdict(spec).items()}
+    if not spec.tags:  # as it was before there were tags: the digest of an order must not change
+        del values["tags"]
+    return values
 
 
 def spec_from_dict(kind: JobKind, values: dict[str, Any]) -> JobSpec:
@@ -268,7 +275,8 @@ def spec_from_dict(kind: JobKind, values: dict[str, Any]) -> JobSpec:
             return tuple(UUID(item) for item in value)
         return UUID(value) if isinstance(value, str) else value
 
-    return cls(**{item.name: rich(values[item.name]) for item in dataclasses.fields(cls)})
+    names = {item.name for item in dataclasses.fields(cls)} - {"tags"}
+    return cls(**{name: rich(values[name]) for name in names}, tags=tuple(values.get("tags", ())))
 
 
 def spec_digest(spec: JobSpec) -> str:

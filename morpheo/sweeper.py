@@ -17,7 +17,8 @@ from morpheo.artifacts import ArtifactService
 from morpheo.errors import NotFound, Unavailable
 from morpheo.failures import worker_lost
 from morpheo.jobs import Publisher
-from morpheo.models import AttemptOutcome, Job, JobState
+from morpheo.models import AttemptOutcome, Job, JobKind, JobState
+from morpheo.queues import queue_name
 from morpheo.runtime.contract import Engines, Owner
 from morpheo.runtime.workspace import owner_of, remove_tree
 from morpheo.storage.database import Database, UnitOfWork
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 BATCH = 100
 #: A queued job whose message was given to the broker so long ago is published again, in seconds.
 REPUBLISH_S = 60
-#: The same while other messages wait, in seconds.
+#: The same while other messages wait in its queue, in seconds.
 REPUBLISH_BUSY_S = 600
 #: How often the blob store is searched for blobs without a row, in seconds.
 BLOBS_EVERY_S = 3600
@@ -103,15 +104,22 @@ class Sweeper:
 
     def publish_waiting(self) -> int:
         """Publish queued jobs that are due and that no message tells of; return how many."""
-        # While messages wait in the broker, an old one is most likely not lost but has not had its turn.
-        older_than_s = REPUBLISH_S if self._publisher.backlog() == 0 else REPUBLISH_BUSY_S
         with self._database.read() as work:
-            job_ids = work.jobs.unpublished(older_than_s=older_than_s, limit=BATCH)
-        for job_id in job_ids:  # in no transaction: a broker that hangs must not hold a lock
-            self._publisher.publish(job_id)
+            queues = work.jobs.queues_with_unpublished(older_than_s=REPUBLISH_S)
+        return sum(self._publish_queue(kind, tags, queued) for (kind, tags), queued in queues.items())
+
+    def _publish_queue(self, kind: JobKind, tags: tuple[str, ...], queued: int) -> int:
+        # While messages wait in the queue, an old one is most likely not lost but has not had its turn; none is if
+        # as many wait as jobs, which is how it stays while no worker takes from that queue.
+        waiting = self._publisher.backlog(queue_name(kind, tags))
+        older_than_s = None if waiting >= queued else REPUBLISH_BUSY_S if waiting else REPUBLISH_S
+        with self._database.read() as work:
+            specs = work.jobs.unpublished(kind, tags, older_than_s=older_than_s, limit=BATCH)
+        for spec in specs:  # in no transaction: a broker that hangs must not hold a lock
+            self._publisher.publish(spec)
             with self._database.begin() as work:
-                work.jobs.mark_published([job_id])
-        return len(job_ids)
+                work.jobs.mark_published([spec.id])
+        return len(specs)
 
     def clean_node(self) -> int:
         """Remove containers and workspaces of attempts that are over; return how many attempts there were."""

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from uuid import UUID, uuid4
 
 from morpheo.errors import BrokerUnavailable, InvalidInput, NotFound, RuntimeUnavailable
-from morpheo.models import LearnSpec, PredictSpec
+from morpheo.models import JobSpec, LearnSpec, PredictSpec
 from morpheo.runtime.contract import (
     BuildResult,
     BuildSpec,
@@ -86,20 +86,22 @@ class RecordingPublisher:
     """A `morpheo.jobs.Publisher` that remembers what it was given."""
 
     published: list[UUID] = field(default_factory=list)
+    #: What `backlog` answers, by queue.
+    waiting: dict[str, int] = field(default_factory=dict)
     #: Set it to see what happens without a broker.
     down: bool = False
 
-    def publish(self, job_id: UUID) -> None:
+    def publish(self, spec: JobSpec) -> None:
         """Remember a job's id."""
         if self.down:
             raise BrokerUnavailable
-        self.published.append(job_id)
+        self.published.append(spec.id)
 
-    def backlog(self) -> int:
-        """Return 0: every message is taken at once."""
+    def backlog(self, queue: str) -> int:
+        """Return how many messages wait: none, unless a test says so."""
         if self.down:
             raise BrokerUnavailable
-        return 0
+        return self.waiting.get(queue, 0)
 
 
 class FakeContainer:

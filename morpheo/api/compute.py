@@ -55,6 +55,7 @@ def _health() -> Response:
 class Learn(MethodView):
     """Orders for training."""
 
+    @orders.doc(requestBody={"content": {"application/json": {"schema": LearnupletSchema}}})
     @orders.response(202, MessageSchema)
     def post(self) -> dict[str, str]:
         """Accept a learnuplet; the same one twice is one job."""
@@ -66,6 +67,7 @@ class Learn(MethodView):
 class Predict(MethodView):
     """Orders for prediction."""
 
+    @orders.doc(requestBody={"content": {"application/json": {"schema": PredupletSchema}}})
     @orders.response(202, MessageSchema)
     def post(self) -> dict[str, str]:
         """Accept a preduplet; the same one twice is one job."""

@@ -9,6 +9,7 @@ import marshmallow as ma
 
 from morpheo.api.wire import parse_uuid
 from morpheo.models import NIL_UUID, JobKind, JobState, LearnSpec, PredictSpec, spec_to_dict
+from morpheo.queues import MAX_TAGS, checked_tags, queue_of
 
 _STATUSES = ("done", "failed", "pending", "todo")
 #: A job that has ended cannot be ordered.
@@ -44,6 +45,14 @@ class _UpletSchema(ma.Schema):
     problem = WireUUID()
     workflow = WireUUID()
     status = ma.fields.String(load_default="")
+    tags = ma.fields.List(
+        ma.fields.String(),
+        load_default=list,
+        metadata={
+            "description": f"What the worker must have, such as gpu; at most {MAX_TAGS}, of lower-case letters, digits "
+            "and inner hyphens. The job waits for a worker that has all of them"
+        },
+    )
 
     @ma.pre_load
     def _drop_nulls(self, data: dict[str, Any], **_kwargs: Any) -> dict[str, Any]:
@@ -82,6 +91,7 @@ class LearnupletSchema(_UpletSchema):
             model_start=None if start == NIL_UUID else start,
             model_end=data["model_end"],
             rank=data["rank"],
+            tags=_tags(data["tags"]),
         )
 
 
@@ -104,6 +114,7 @@ class PredupletSchema(_UpletSchema):
             workflow=data["workflow"],
             model=data["model"],
             data=data["data"],
+            tags=_tags(data["tags"]),
         )
 
 
@@ -131,6 +142,13 @@ def _check_status(status: str) -> None:
     text = f"status field ain't valid (provided: {status[:50]}, possible choices: map[{choices}]"
     _check(status in _STATUSES, text)
     _check(status in _ORDERABLE, f"{text}; a job that is {status} cannot be ordered")
+
+
+def _tags(given: list[str]) -> tuple[str, ...]:
+    try:
+        return checked_tags(given)
+    except ValueError as exc:
+        raise CheckFailed(f"tags: {exc}") from exc
 
 
 class FailureSchema(ma.Schema):
@@ -181,6 +199,13 @@ class JobSummarySchema(ma.Schema):
     state = ma.fields.Enum(JobState, by_value=True)
     status = ma.fields.String(attribute="state.wire", metadata={"description": "todo, pending, done or failed"})
     spec = ma.fields.Function(lambda job: spec_to_dict(job.spec), metadata={"description": "The order"})
+    tags = ma.fields.List(
+        ma.fields.String(), attribute="spec.tags", metadata={"description": "What its worker must have"}
+    )
+    queue = ma.fields.Function(
+        lambda job: queue_of(job.spec),
+        metadata={"type": "string", "description": "Where it waits: `morpheo workers list` shows who takes from it"},
+    )
     algo = ma.fields.UUID(allow_none=True)
     prediction = ma.fields.UUID(
         attribute="spec.prediction", metadata={"description": "Id that the prediction of a predict job gets"}
@@ -216,6 +241,7 @@ class JobQuerySchema(ma.Schema):
     kind = ma.fields.Enum(JobKind, by_value=True)
     problem = WireUUID(load_default=None)
     algo = WireUUID(load_default=None)
+    tag = ma.fields.String(metadata={"description": "One that the job asks for"})
     limit = ma.fields.Integer(load_default=50, validate=ma.validate.Range(1, 500))
     after = ma.fields.String()
 

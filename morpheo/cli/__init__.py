@@ -26,6 +26,7 @@ COMMANDS = {
     "storage-api": "morpheo.cli.system:storage_api",
     "upload": "morpheo.cli.storage:upload",
     "worker": "morpheo.cli.worker:worker",
+    "workers": "morpheo.cli.workers:workers",
 }
 
 

@@ -61,7 +61,12 @@ def throwaway_stack(folder: Path, settings: dict[str, str] | None = None) -> Ite
     data_dir = folder / "data"
     ports = [f"--{name}-port=0" for name in ("compute", "storage", "flower", "redis")]
     command = [sys.executable, "-m", "morpheo", "dev", "--no-reload", *ports, f"--ready-file={ready}"]
-    own = {"MORPHEO_DATA_DIR": str(data_dir), "MORPHEO_STOP_GRACE_S": "5", **(settings or {})}
+    own = {
+        "MORPHEO_DATA_DIR": str(data_dir),
+        "MORPHEO_STOP_GRACE_S": "5",
+        "MORPHEO_LEARN_PARALLELISM": "2",
+        **(settings or {}),
+    }
     environment = {**os.environ, "MORPHEO_DATABASE_URL": "", "MORPHEO_S3_ENDPOINT": "", **own}
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)

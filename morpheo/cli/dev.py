@@ -138,7 +138,7 @@ def _redis(port: int, folder: Path, password: str) -> Iterator[None]:
 def _commands(ports: Ports, *, reload: bool) -> dict[str, list[str]]:
     python = [sys.executable, "-m"]
     again = ["--reload"] if reload else []
-    worker = [*python, "celery", "-A", "morpheo", "worker", "--hostname", "dev@%h"]
+    worker = [*python, "morpheo", "worker"]
     if reload:
         source = str(Path(morpheo.__file__).parent)
         stop_s = str(STOP_MARGIN_S)
@@ -164,7 +164,6 @@ def _run(settings: Settings, ports: Ports, *, redis_password: str, reload: bool,
         "MORPHEO_BROKER_URL": f"redis://:{redis_password}@{HOST}:{ports.redis}/0",
         "FLOWER_BASIC_AUTH": f"{settings.user}:{settings.password.get_secret_value()}",
         "PYTHONUNBUFFERED": "1",
-        "REMAP_SIGTERM": "SIGQUIT",  # the worker then gives its jobs back instead of dying with them
     }
     commands = _commands(ports, reload=reload)
     for name, command in commands.items():

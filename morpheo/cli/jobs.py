@@ -25,7 +25,14 @@ from morpheo.cli.common import (
     storage_client,
 )
 from morpheo.models import ArtifactKind, Job, JobKind, JobSpec, JobState, LearnSpec, PredictSpec
+from morpheo.queues import queue_of
 
+tag_option = click.option(
+    "--tag",
+    "tags",
+    multiple=True,
+    help="What the worker must have, such as gpu; repeat. The job waits for such a worker.",
+)
 wait_option = click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the job to its end.")
 
 
@@ -57,6 +64,7 @@ def describe(job: Job) -> str:
 @click.option("--rank", default=0, show_default=True, help="Place in a chain of mini-batches.")
 @click.option("--model-start", type=UUID_TYPE, help="Model to start from, when the rank is not 0.")
 @click.option("--model-end", type=UUID_TYPE, help="Id that the trained model gets; one is made up by default.")
+@tag_option
 @wait_option
 @json_option
 def learn(
@@ -69,6 +77,7 @@ def learn(
     rank: int,
     model_start: UUID | None,
     model_end: UUID | None,
+    tags: tuple[str, ...],
     wait: bool,
     as_json: bool,
 ) -> None:
@@ -83,6 +92,7 @@ def learn(
         rank=rank,
         model_start=model_start,
         model_end=model_end or uuid.uuid4(),
+        tags=tags,
     )
     _order(spec, wait=wait, as_json=as_json)
 
@@ -93,13 +103,21 @@ def learn(
 @click.option("--model", type=UUID_TYPE, required=True)
 @click.option("--data", type=UUID_TYPE, required=True)
 @click.option("--output", type=click.Path(path_type=Path), help="Write the prediction to this file.")
+@tag_option
 @wait_option
 @json_option
 def predict(
-    job_id: UUID | None, problem: UUID, model: UUID, data: UUID, output: Path | None, wait: bool, as_json: bool
+    job_id: UUID | None,
+    problem: UUID,
+    model: UUID,
+    data: UUID,
+    output: Path | None,
+    tags: tuple[str, ...],
+    wait: bool,
+    as_json: bool,
 ) -> None:
     """Predict one data file with a stored model."""
-    spec = PredictSpec(id=job_id or uuid.uuid4(), problem=problem, workflow=problem, model=model, data=data)
+    spec = PredictSpec(id=job_id or uuid.uuid4(), problem=problem, workflow=problem, model=model, data=data, tags=tags)
     _order(spec, wait=wait or output is not None, as_json=as_json)
     if output is not None:
         storage_client().download(ArtifactKind.PREDICTION, spec.prediction, output)
@@ -128,10 +146,17 @@ def jobs() -> None:
 @click.option("--kind", type=click.Choice([kind.value for kind in JobKind]))
 @click.option("--problem", type=UUID_TYPE)
 @click.option("--algo", type=UUID_TYPE)
+@click.option("--tag", help="One that the jobs ask for.")
 @click.option("--limit", default=50, show_default=True, help="How many at most.")
 @json_option
 def list_jobs(
-    state: str | None, kind: str | None, problem: UUID | None, algo: UUID | None, limit: int, as_json: bool
+    state: str | None,
+    kind: str | None,
+    problem: UUID | None,
+    algo: UUID | None,
+    tag: str | None,
+    limit: int,
+    as_json: bool,
 ) -> None:
     """List jobs, newest first."""
     found = list(
@@ -140,6 +165,7 @@ def list_jobs(
             kind=JobKind(kind) if kind else None,
             problem=problem,
             algo=algo,
+            tag=tag,
             limit=limit,
         )
     )
@@ -200,7 +226,8 @@ def _table(found: Iterable[Job]) -> Table:
 
 def show_job(job: Job) -> None:
     """Print all that is known of a job."""
-    out.print(f"{job.kind} job {job.id}: {shown_state(job)}")
+    waits = f" in queue {queue_of(job.spec)}" if job.state is JobState.QUEUED else ""
+    out.print(f"{job.kind} job {job.id}: {shown_state(job)}{waits}")
     if job.scores is not None:
         out.print(f"score {job.scores.perf:.4f}")
     if isinstance(job.spec, LearnSpec) and job.state is JobState.SUCCEEDED:

@@ -73,10 +73,11 @@ class ComputeClient:
         kind: JobKind | None = None,
         problem: UUID | None = None,
         algo: UUID | None = None,
+        tag: str | None = None,
         limit: int | None = None,
     ) -> Iterator[Job]:
         """Return jobs without their attempts, newest first; at most `limit`, if given."""
-        query = {"state": state, "kind": kind, "problem": problem, "algo": algo}
+        query = {"state": state, "kind": kind, "problem": problem, "algo": algo, "tag": tag}
         params = {key: str(value) for key, value in query.items() if value is not None}
         left = limit
         while left is None or left > 0:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, and_, case, insert, or_, select, tuple_, update
+from sqlalchemy import Select, and_, case, func, insert, or_, select, tuple_, update
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -47,6 +47,8 @@ class JobFilter:
     kind: JobKind | None = None
     problem: UUID | None = None
     algo: UUID | None = None
+    #: A tag that the job asks for.
+    tag: str | None = None
 
 
 class JobRepository:
@@ -73,6 +75,7 @@ class JobRepository:
                 state=JobState.QUEUED.value,
                 problem_id=spec.problem,
                 algo_id=spec.algo if isinstance(spec, LearnSpec) else algo,
+                tags=_joined(spec.tags),
                 spec=spec_to_dict(spec),
                 spec_sha256=spec_digest(spec),
                 created_at=database_now(),
@@ -113,6 +116,8 @@ class JobRepository:
         ):
             if value is not None:
                 query = query.where(column == value)
+        if where.tag is not None:
+            query = query.where(("+" + JobRow.tags + "+").contains(f"+{where.tag}+", autoescape=True))
         if after is not None:
             query = query.where(tuple_(JobRow.created_at, JobRow.id) < after)
         return [to_job(row, attempts=False) for row in self._session.scalars(query)]
@@ -240,20 +245,35 @@ class JobRepository:
         """Record that messages for these jobs were given to the broker."""
         self._session.execute(update(JobRow).where(JobRow.id.in_(list(job_ids))).values(published_at=database_now()))
 
-    def unpublished(self, *, older_than_s: float, limit: int) -> list[UUID]:
-        """Return queued jobs that are due and whose message was never given to the broker, or long ago."""
-        return list(
-            self._session.scalars(
-                select(JobRow.id)
-                .where(
-                    JobRow.state == JobState.QUEUED.value,
-                    JobRow.not_before <= database_now(),
-                    or_(JobRow.published_at.is_(None), JobRow.published_at < database_now() - older_than_s),
-                )
-                .order_by(JobRow.created_at)
-                .limit(limit)
-            )
+    def queues_with_unpublished(self, *, older_than_s: float) -> dict[tuple[JobKind, tuple[str, ...]], int]:
+        """Return, by kind and tags, how many jobs are queued, where there are any that `unpublished` would return."""
+        found = self._session.execute(
+            select(JobRow.kind, JobRow.tags, func.count())
+            .where(JobRow.state == JobState.QUEUED.value)
+            .group_by(JobRow.kind, JobRow.tags)
+            .having(func.count(case((and_(*_unpublished(older_than_s)), 1))) > 0)
         )
+        return {(JobKind(kind), tuple(tags.split("+")) if tags else ()): count for kind, tags, count in found}
+
+    def unpublished(
+        self, kind: JobKind, tags: tuple[str, ...], *, older_than_s: float | None, limit: int
+    ) -> list[JobSpec]:
+        """
+        Return queued jobs of one queue that are due and whose message was never given to the broker, or long ago.
+
+        Args:
+            kind: Of the jobs.
+            tags: All of the jobs.
+            older_than_s: How long ago; None is for jobs that were never published.
+            limit: How many at most.
+        """
+        rows = self._session.scalars(
+            select(JobRow)
+            .where(JobRow.kind == kind.value, JobRow.tags == _joined(tags), *_unpublished(older_than_s))
+            .order_by(JobRow.created_at)
+            .limit(limit)
+        )
+        return [to_job(row, attempts=False).spec for row in rows]
 
     def expired(self, *, limit: int) -> list[Job]:
         """Return running jobs whose lease has run out, locked where the database can."""
@@ -289,6 +309,19 @@ class JobRepository:
             .where(AttemptRow.job_id == job_id, AttemptRow.outcome == AttemptOutcome.RUNNING.value)
             .values(outcome=outcome.value, ended_at=database_now(), message=message)
         )
+
+
+def _joined(tags: tuple[str, ...]) -> str:
+    return "+".join(tags)
+
+
+def _unpublished(older_than_s: float | None) -> tuple[ColumnElement[bool], ...]:
+    never: ColumnElement[bool] = JobRow.published_at.is_(None)
+    return (
+        JobRow.state == JobState.QUEUED.value,
+        JobRow.not_before <= database_now(),
+        never if older_than_s is None else or_(never, JobRow.published_at < database_now() - older_than_s),
+    )
 
 
 def _held(job_id: UUID, attempt: int) -> tuple[ColumnElement[bool], ...]:

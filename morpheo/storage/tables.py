@@ -63,6 +63,8 @@ class JobRow(Base):
     state: Mapped[str] = mapped_column(String(16))
     problem_id: Mapped[uuid.UUID]
     algo_id: Mapped[uuid.UUID | None]
+    #: Sorted and joined with a plus sign.
+    tags: Mapped[str] = mapped_column(String(160), default="", server_default="")
     spec: Mapped[dict[str, Any]]
     spec_sha256: Mapped[str]
     attempt: Mapped[int] = mapped_column(default=0)

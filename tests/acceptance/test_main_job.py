@@ -311,17 +311,37 @@ def test_health_is_really_checked(stack: Stack) -> None:
         assert answer["checks"]["database"] == "ok"
 
 
-def test_flower_shows_the_tasks_and_asks_for_a_password(stack: Stack) -> None:
-    spec = make_order(stack.storage)
-    stack.compute.submit(spec)
-    stack.compute.wait(spec.id, timeout_s=PATIENCE_S)
-    assert requests.get(f"{stack.urls['flower']}/api/tasks", timeout=10).status_code == 401
+@pytest.mark.parametrize("path", ["api/tasks", "api/workers", "", "tasks"])
+def test_flower_asks_for_a_password(stack: Stack, path: str) -> None:
+    url = f"{stack.urls['flower']}/{path}"
+    assert requests.get(url, timeout=10).status_code == 401
+    assert requests.get(url, auth=("u", "wrong"), timeout=10).status_code == 401
+    assert requests.get(url, auth=("u", "p"), timeout=10).status_code == 200
 
-    def known() -> bool:
-        tasks = requests.get(f"{stack.urls['flower']}/api/tasks", auth=("u", "p"), timeout=10).json()
-        return bool(tasks.get(str(spec.id), {}).get("name") == "morpheo.run_job")
 
-    wait_until(known, timeout_s=20, what="the task in Flower")
+def test_flower_shows_what_a_task_is_and_where_it_ran(stack: Stack) -> None:
+    good = make_order(stack.storage)
+    # A submitter's failure is a job that ended well, not an error of Celery.
+    bad = make_order(stack.storage, algo=stack.storage.upload(ArtifactKind.ALGO, b"no archive", name="x").id)
+    for spec in (good, bad):
+        stack.compute.submit(spec)
+        stack.compute.wait(spec.id, timeout_s=PATIENCE_S)
+    url = f"{stack.urls['flower']}/api/tasks"
+
+    def tasks() -> dict[str, dict[str, object]]:
+        found: dict[str, dict[str, object]] = requests.get(url, auth=("u", "p"), timeout=10).json()
+        return found
+
+    for spec in (good, bad):
+
+        def succeeded(name: str = str(spec.id)) -> bool:
+            return tasks().get(name, {}).get("state") == "SUCCESS"
+
+        wait_until(succeeded, timeout_s=20, what="the task in Flower")
+        task = tasks()[str(spec.id)]
+        assert task["name"] == "morpheo.run_job"
+        assert task["args"] == f"kind=learn problem={spec.problem}"
+        assert str(task["worker"]).startswith("learn@")
 
 
 def test_an_unknown_artifact_is_named(stack: Stack) -> None:

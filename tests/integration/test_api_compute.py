@@ -23,6 +23,7 @@ from morpheo.models import (
     Scores,
     StepName,
     StepRecord,
+    spec_to_dict,
 )
 from morpheo.storage.clock import database_now
 from morpheo.storage.database import Database
@@ -111,6 +112,66 @@ def test_another_order_with_the_same_id_is_a_conflict(compute: Service, make: Ma
     assert answer.status == "409 Conflict"
     assert str(spec.id) in answer.json["error"]
     assert compute.stored() == before
+
+
+@MAKERS
+def test_tags_are_accepted_sorted_and_shown_with_the_queue(compute: Service, make: Maker) -> None:
+    spec = make()
+    compute.add_needs(spec)
+    assert compute.order(spec, tags=["gpu", "big-memory", "gpu"]).status_code == 202
+    shown = compute.get(f"/jobs/{spec.id}").json
+    assert (shown["tags"], shown["queue"]) == (["big-memory", "gpu"], f"{spec.kind}.big-memory+gpu")
+    assert compute.order(spec, tags=["big-memory", "gpu"]).status_code == 202
+    assert compute.order(spec, tags=["gpu"]).status_code == 409
+    assert compute.order(spec).status_code == 409
+
+
+def test_a_job_without_tags_is_what_it_was_before_there_were_tags(compute: Service) -> None:
+    spec = accepted(compute)
+    assert compute.order(spec, tags=None).status_code == 202
+    assert compute.order(spec, tags=[]).status_code == 202
+    shown = compute.get(f"/jobs/{spec.id}").json
+    assert (shown["tags"], shown["queue"]) == ([], "learn")
+    assert "tags" not in spec_to_dict(spec)
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        (["GPU"], "tags: 'GPU' is not a tag"),
+        ([""], "tags: '' is not a tag"),
+        (["learn"], "tags: learn is no tag but a kind of job"),
+        (list("abcde"), "tags: at most 4 tags"),
+        ("gpu", "tags: Not a valid list"),
+        ([1], "tags: Not a valid string"),
+        ([None], "tags: Field may not be null"),
+    ],
+    ids=["case", "empty", "reserved", "many", "no-list", "number", "null"],
+)
+@MAKERS
+def test_bad_tags_are_refused(compute: Service, make: Maker, tags: object, words: str) -> None:
+    spec = make()
+    compute.add_needs(spec)
+    answer = compute.order(spec, tags=tags)
+    assert answer.status_code == 400
+    assert words in answer.json["error"]
+    assert compute.publisher.published == []
+
+
+def test_jobs_are_listed_by_tag(compute: Service) -> None:
+    accepted(compute)
+    wanted = accepted(compute, make_learn_spec(tags=("gpu",)))
+    accepted(compute, make_predict_spec(tags=("gpu-a100",)))
+    assert [job["id"] for job in compute.get("/jobs?tag=gpu").json["items"]] == [str(wanted.id)]
+    assert compute.get("/jobs?tag=nothing").json["items"] == []
+
+
+def test_the_description_of_the_api_has_the_orders(compute: Service) -> None:
+    document = compute.get("/openapi.json").json
+    for path, schema in (("/learn", "Learnuplet"), ("/pred", "Preduplet")):
+        content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        assert content["schema"] == {"$ref": f"#/components/schemas/{schema}"}
+        assert document["components"]["schemas"][schema]["properties"]["tags"]["type"] == "array"
 
 
 LEARN_CHECKS: dict[str, tuple[dict[str, Any], str]] = {

@@ -24,8 +24,8 @@ from morpheo.models import (
     Failure,
     Job,
     JobKind,
+    JobSpec,
     JobState,
-    LearnSpec,
     Scores,
     StepName,
     StepRecord,
@@ -52,7 +52,7 @@ def make_artifact(**changes: object) -> Artifact:
     return replace(artifact, **changes)  # type: ignore[arg-type]
 
 
-def add_job(database: Database, spec: LearnSpec | None = None) -> LearnSpec:
+def add_job(database: Database, spec: JobSpec | None = None) -> JobSpec:
     spec = spec or make_learn_spec()
     with database.begin() as work:
         work.jobs.add(spec, algo=None)
@@ -344,7 +344,8 @@ def test_a_requeued_job_waits_its_delay(database: Database) -> None:
         work.jobs.requeue(spec.id, 1, outcome=AttemptOutcome.RETRIED, message="later", delay_s=3600, strikes=1)
     assert claim(database, spec.id) is None
     with database.begin() as work:
-        assert work.jobs.unpublished(older_than_s=0, limit=10) == []
+        assert work.jobs.unpublished(JobKind.LEARN, (), older_than_s=0, limit=10) == []
+        assert work.jobs.queues_with_unpublished(older_than_s=0) == {}
 
 
 def test_steps_come_back_in_their_order(database: Database) -> None:
@@ -370,7 +371,9 @@ def test_steps_come_back_in_their_order(database: Database) -> None:
 
 def test_jobs_are_filtered_and_paged_without_gaps_or_doubles(database: Database) -> None:
     problem = uuid4()
-    specs = [add_job(database, make_learn_spec(problem=problem)) for _ in range(7)]
+    specs = [make_learn_spec(problem=problem) for _ in range(7)]
+    for spec in specs:
+        add_job(database, spec)
     add_job(database)
     claim(database, specs[3].id)
     seen: list[UUID] = []
@@ -394,11 +397,39 @@ def test_jobs_are_filtered_and_paged_without_gaps_or_doubles(database: Database)
 def test_unpublished_jobs_are_found_until_they_are_published(database: Database) -> None:
     spec = add_job(database)
     with database.begin() as work:
-        assert work.jobs.unpublished(older_than_s=60, limit=10) == [spec.id]
+        assert work.jobs.unpublished(JobKind.LEARN, (), older_than_s=None, limit=10) == [spec]
+        assert work.jobs.unpublished(JobKind.LEARN, (), older_than_s=60, limit=10) == [spec]
+        assert work.jobs.unpublished(JobKind.PREDICT, (), older_than_s=60, limit=10) == []
         work.jobs.mark_published([spec.id])
     with database.begin() as work:
-        assert work.jobs.unpublished(older_than_s=60, limit=10) == []
-        assert work.jobs.unpublished(older_than_s=-1, limit=10) == [spec.id]
+        assert work.jobs.unpublished(JobKind.LEARN, (), older_than_s=60, limit=10) == []
+        assert work.jobs.unpublished(JobKind.LEARN, (), older_than_s=None, limit=10) == []
+        assert work.jobs.unpublished(JobKind.LEARN, (), older_than_s=-1, limit=10) == [spec]
+
+
+def test_each_queue_has_its_own_unpublished_jobs(database: Database) -> None:
+    plain, published = add_job(database), add_job(database)
+    big = add_job(database, make_learn_spec(tags=("big-memory", "gpu")))
+    gpu = add_job(database, make_predict_spec(tags=("gpu",)))
+    with database.begin() as work:
+        work.jobs.mark_published([published.id, gpu.id])
+        assert work.jobs.queues_with_unpublished(older_than_s=60) == {
+            (JobKind.LEARN, ()): 2,
+            (JobKind.LEARN, ("big-memory", "gpu")): 1,
+        }
+        assert work.jobs.unpublished(JobKind.LEARN, (), older_than_s=60, limit=10) == [plain]
+        assert work.jobs.unpublished(JobKind.LEARN, ("big-memory", "gpu"), older_than_s=60, limit=10) == [big]
+        assert work.jobs.unpublished(JobKind.PREDICT, ("gpu",), older_than_s=-1, limit=10) == [gpu]
+
+
+def test_jobs_are_found_by_a_whole_tag(database: Database) -> None:
+    tags = [("gpu",), ("big-memory", "gpu"), ("gpu-a100",), ("a-gpu",), ()]
+    specs = {each: add_job(database, make_learn_spec(tags=each)).id for each in tags}
+    with database.read() as work:
+        found = {job.id for job in work.jobs.page(JobFilter(tag="gpu"), limit=9, after=None)}
+        assert found == {specs["gpu",], specs["big-memory", "gpu"]}
+        assert work.jobs.page(JobFilter(tag="%"), limit=9, after=None) == []
+        assert get(database, specs["big-memory", "gpu"]).spec.tags == ("big-memory", "gpu")
 
 
 def test_expired_jobs_are_found(database: Database) -> None:

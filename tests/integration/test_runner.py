@@ -577,6 +577,35 @@ def test_an_order_is_accepted_when_the_broker_is_down(bench: Workbench) -> None:
     assert bench.resources.sweeper.publish_waiting() == 0
 
 
+@pytest.mark.parametrize(
+    ("age_s", "waiting", "published_again"),
+    [(50, 0, False), (70, 0, True), (70, 1, False), (700, 1, True), (70, 2, False), (7000, 2, False), (7000, 9, False)],
+)
+def test_an_old_message_is_repeated_if_it_is_likely_lost(
+    bench: Workbench, age_s: float, waiting: int, published_again: bool
+) -> None:
+    spec = bench.learn_spec(tags=("gpu",))
+    bench.resources.jobs.submit(spec)
+    bench.resources.jobs.submit(bench.learn_spec(tags=("gpu",)))
+    with bench.database.connect() as connection:
+        connection.exec_driver_sql(f"UPDATE jobs SET published_at = published_at - {age_s} WHERE id = '{spec.id.hex}'")
+        connection.commit()
+    bench.publisher.published.clear()
+    # In the queue of this job; how full others are does not matter.
+    bench.publisher.waiting = {"learn.gpu": waiting, "learn": 0 if waiting else 5}
+    bench.resources.sweeper.publish_waiting()
+    assert bench.publisher.published == ([spec.id] if published_again else [])
+
+
+def test_what_was_never_published_is_however_many_messages_wait(bench: Workbench) -> None:
+    bench.publisher.down = True
+    spec = bench.learn_spec()
+    bench.resources.jobs.submit(spec)
+    bench.publisher.down = False
+    bench.publisher.waiting = {"learn": 1000}
+    assert bench.resources.sweeper.publish_waiting() == 1
+
+
 def test_the_sweeper_recovers_a_lost_job_and_ends_one_that_is_lost_too_often(bench: Workbench) -> None:
     spec = bench.learn_spec()
     bench.resources.jobs.submit(spec)

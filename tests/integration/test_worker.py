@@ -38,11 +38,11 @@ class RealWorker:
         """Put a message into the worker's queue, as the API does."""
         sender = Celery("sender", broker=self.url)
         with sender.connection_for_write() as connection:
-            sender.send_task(task, args=list(arguments), queue="jobs", connection=connection)
+            sender.send_task(task, args=list(arguments), queue="learn", connection=connection)
 
     def drained(self) -> bool:
         """Whether no message waits or is being worked on."""
-        return self.broker.llen("jobs") == 0 and self.broker.hlen("unacked") == 0
+        return self.broker.llen("learn") == 0 and self.broker.hlen("unacked") == 0
 
 
 @pytest.fixture

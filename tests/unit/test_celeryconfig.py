@@ -29,7 +29,7 @@ def test_every_setting_is_one_that_celery_knows(celeryconfig: ModuleType) -> Non
 
 def test_the_settings_are_the_application_s() -> None:
     assert app.conf.task_acks_late is True
-    assert app.conf.task_default_queue == "jobs"
+    assert app.conf.task_default_queue == "learn"
     assert app.conf.result_backend is None
 
 

@@ -276,15 +276,15 @@ def test_a_broken_source_gives_its_bytes_and_then_its_error() -> None:
 
 def test_a_publisher_remembers_unless_it_is_down() -> None:
     publisher = RecordingPublisher()
-    job_id = uuid4()
-    publisher.publish(job_id)
-    assert (publisher.published, publisher.backlog()) == ([job_id], 0)
+    spec = make_learn_spec()
+    publisher.publish(spec)
+    assert (publisher.published, publisher.backlog("learn")) == ([spec.id], 0)
     publisher.down = True
     with pytest.raises(BrokerUnavailable):
-        publisher.publish(uuid4())
+        publisher.publish(make_learn_spec())
     with pytest.raises(BrokerUnavailable):
-        publisher.backlog()
-    assert publisher.published == [job_id]
+        publisher.backlog("learn")
+    assert publisher.published == [spec.id]
 
 
 def test_an_archive_has_the_files_it_was_made_of() -> None:

@@ -1,0 +1,69 @@
+"""
+Which worker takes which job: the names of queues, and nothing else.
+
+A job goes to exactly one queue, that of its kind and tags: ``learn``, ``predict``, ``learn.big-memory+gpu``. A worker
+that has the tags ``big-memory`` and ``gpu`` consumes the queue of every non-empty subset of them, so that it takes
+the jobs that ask for no more than it has. Jobs without tags are for workers that name their kind.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+
+from morpheo.models import JobKind, JobSpec
+
+#: Most tags of a job, and of a worker: it consumes a queue for each of their subsets.
+MAX_TAGS = 4
+_TAG = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+_KINDS = frozenset(kind.value for kind in JobKind)
+
+
+def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """
+    Return tags sorted, each once.
+
+    Raises:
+        ValueError: one is not a tag, or there are too many.
+    """
+    found = tuple(sorted(set(tags)))
+    for tag in found:
+        if not _TAG.fullmatch(tag):
+            raise ValueError(f"{tag[:50]!r} is not a tag: lower-case letters, digits and inner hyphens, at most 32")
+        if tag in _KINDS:
+            raise ValueError(f"{tag} is no tag but a kind of job")
+    if len(found) > MAX_TAGS:
+        raise ValueError(f"at most {MAX_TAGS} tags are allowed")
+    return found
+
+
+def queue_name(kind: JobKind, tags: Iterable[str] = ()) -> str:
+    """Return the name of the queue of the jobs of one kind that ask for exactly these tags."""
+    return f"{kind}.{'+'.join(sorted(tags))}".rstrip(".")
+
+
+def queue_of(spec: JobSpec) -> str:
+    """Return the name of the queue that a job goes to."""
+    return queue_name(spec.kind, spec.tags)
+
+
+def consumed(names: Iterable[str]) -> dict[JobKind, tuple[str, ...]]:
+    """
+    Return the queues that a worker consumes, by kind; none for a kind that it does not take.
+
+    Args:
+        names: Kinds, whose jobs without tags it takes, and tags that it has.
+
+    Raises:
+        ValueError: a name is neither, or there are too many tags, or no names.
+    """
+    given = set(names)
+    tags = checked_tags(given - _KINDS)
+    if not given:
+        raise ValueError("name at least one of learn, predict, or a tag")
+    subsets = [subset for size in range(1, len(tags) + 1) for subset in itertools.combinations(tags, size)]
+    return {
+        kind: (*([queue_name(kind)] if kind in given else []), *(queue_name(kind, subset) for subset in subsets))
+        for kind in JobKind
+    }

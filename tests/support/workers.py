@@ -1,0 +1,121 @@
+"""`morpheo worker` as processes, and the node's own view of their jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from morpheo.config import Settings
+from morpheo.models import ArtifactKind, JobState, LearnSpec
+from morpheo.resources import Resources
+from morpheo.storage import migrate
+from morpheo.testing import RecordingPublisher
+from tests.support.jobs import ALGO, PROBLEM, image_archive
+from tests.support.services import child, wait_until
+from tests.support.workbench import Workbench, make_workbench
+
+#: Waits for a folder that only its node can make.
+HELD = "import os, time\nwhile not os.path.isdir('/data/train/go'): time.sleep(0.05)\n" + ALGO
+
+
+@dataclass
+class Site:
+    """A machine with a broker's address, on which workers can be started; orders reach them by way of the sweeper."""
+
+    bench: Workbench
+    environment: dict[str, str]
+    folder: Path
+    stack: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def resources(self) -> Resources:
+        return self.bench.resources
+
+    def start(self, name: str, *options: str, nodes: int = 2) -> subprocess.Popen[bytes]:
+        """Start a worker and wait for its nodes."""
+        log = self.folder / f"{name}.log"
+        command = [sys.executable, "-m", "morpheo", "worker", "--name", name, *options]
+        process = self.stack.enter_context(child(command, log, cwd=self.folder, env=self.environment))
+        wait_until(
+            lambda: log.read_text().count(" ready.") == nodes or process.poll() is not None, what=f"worker {name}"
+        )
+        assert process.poll() is None, log.read_text()
+        return process
+
+    def log(self, name: str) -> str:
+        """Return what a worker has logged."""
+        return (self.folder / f"{name}.log").read_text()
+
+    def cli(self, *arguments: str, status: int = 0) -> str:
+        """Run the `morpheo` command; gives what it prints, to stderr if it fails."""
+        command = [sys.executable, "-m", "morpheo", *arguments]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stderr if status else done.stdout
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """Return what `morpheo workers list` shows, by node."""
+        return {node["name"]: node for node in json.loads(self.cli("workers", "list", "--json"))}
+
+    def order(self, *, held: bool = False, **changes: Any) -> LearnSpec:
+        """Order a learn job: one whose container waits for `release`, or one that fails as soon as it runs."""
+        archive = image_archive(HELD) if held else b"no archive"
+        algo = self.bench.store(ArtifactKind.ALGO, archive, name="x")
+        problem = self.bench.store(ArtifactKind.PROBLEM, image_archive(PROBLEM), name="p", description="p")
+        spec = self.bench.learn_spec(algo=algo, workflow=problem, **changes)
+        self.resources.jobs.submit(spec)
+        return spec
+
+    def release(self, spec: LearnSpec, *, attempt: int = 1) -> None:
+        """Let the container of a held job go on."""
+        (self.bench.work_dir / f"{spec.id}-{attempt}" / "train" / "go").mkdir()
+
+    def state(self, job_id: UUID) -> JobState:
+        return self.resources.jobs.get(job_id).state
+
+    def wait_for(self, job_id: UUID, *states: JobState) -> None:
+        wait_until(lambda: self.state(job_id) in states, timeout_s=60, what=f"{job_id} to be {states}")
+
+    def wait_for_step(self, job_id: UUID, name: str) -> None:
+        def running() -> bool:
+            attempts = self.resources.jobs.get(job_id).attempts
+            return bool(attempts) and any(step.name == name for step in attempts[-1].steps)
+
+        wait_until(running, timeout_s=60, what=f"step {name}")
+
+
+@contextlib.contextmanager
+def make_site(folder: Path, broker_url: str, **settings: str) -> Iterator[Site]:
+    """Give a site with no worker yet; all of them are stopped at the end."""
+    data_dir = folder / "data"
+    environment = {
+        **os.environ,
+        "MORPHEO_DATA_DIR": str(data_dir),
+        "MORPHEO_BROKER_URL": broker_url,
+        "MORPHEO_SWEEP_S": "0.3",
+        "MORPHEO_LEASE_S": "4",
+        "MORPHEO_HEARTBEAT_S": "0.5",
+        "MORPHEO_STOP_GRACE_S": "1",
+        **settings,
+    }
+    resources = Resources(Settings(data_dir=data_dir), RecordingPublisher())
+    migrate.upgrade(resources.database)
+    bench = make_workbench(resources.settings.database, data_dir)
+    vars(bench.resources)["blobs"] = resources.blobs
+    bench.publisher.down = True  # nothing is marked as published that no broker has
+    site = Site(bench, environment, folder)
+    try:
+        yield site
+    finally:
+        site.stack.close()
+        resources.database.close()
+        bench.database.close()
