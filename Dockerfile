@@ -47,19 +47,19 @@ LABEL org.opencontainers.image.title="Morpheo" \
 
 FROM service AS compute-api
 EXPOSE 8081
-HEALTHCHECK --interval=10s --timeout=10s --start-period=30s \
+HEALTHCHECK --interval=5s --timeout=10s --start-period=30s \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8081/health', timeout=8)"]
 CMD ["compute-api", "--host", "0.0.0.0"]
 
 FROM service AS storage-api
 EXPOSE 8082
-HEALTHCHECK --interval=10s --timeout=10s --start-period=30s \
+HEALTHCHECK --interval=5s --timeout=10s --start-period=30s \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8082/health', timeout=8)"]
 CMD ["storage-api", "--host", "0.0.0.0"]
 
 FROM service AS compute-worker
 # Each node of a worker touches a file of its own here while it speaks with its broker.
 ENV MORPHEO_ALIVE_DIR=/tmp/alive
-HEALTHCHECK --interval=10s --timeout=10s --start-period=30s \
+HEALTHCHECK --interval=5s --timeout=10s --start-period=30s \
     CMD ["sh", "-c", "cd /tmp/alive && test -n \"$(ls)\" && test -z \"$(find . -type f ! -newermt '30 seconds ago')\""]
 CMD ["worker"]
