@@ -1,4 +1,4 @@
-"""What happens in a worker besides tasks: logging, files that containers can read, and the sweeper."""
+"""What happens in a worker besides tasks: logging, metrics, files that containers can read, and the sweeper."""
 
 from __future__ import annotations
 
@@ -7,25 +7,53 @@ import os
 import threading
 from typing import Any
 
-from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutdown
+from celery.apps import worker as celery_worker
+from celery.signals import celeryd_init, setup_logging, worker_init, worker_process_init, worker_ready, worker_shutdown
+from prometheus_client import start_http_server
 
+from morpheo import logs, metrics
+from morpheo.config import PREFIX
 from morpheo.tasks.publisher import process_resources
+
+logger = logging.getLogger(__name__)
 
 _stop_sweeping = threading.Event()
 
 
+@celeryd_init.connect  # before the first warning
 @setup_logging.connect
 def configure_logging(**_kwargs: Any) -> None:
     """Log as Morpheo's settings say, not as Celery would."""
-    logging.basicConfig(
-        level=process_resources().settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    logs.configure(process_resources().settings)
+
+
+@worker_init.connect
+def prepare_worker(sender: Any, **_kwargs: Any) -> None:
+    """Let the pool's processes count together, and bring what Celery prints into a log of JSON."""
+    metrics.share_between_processes()
+    if process_resources().settings.log == "json":
+        sender.quiet = True  # no banner
+        celery_worker.safe_say = lambda text, _=None: logger.info(text.strip())  # type: ignore[attr-defined]
 
 
 @worker_process_init.connect
 def prepare_process(**_kwargs: Any) -> None:
     """Make a pool process write files that containers can read."""
     os.umask(0o022)
+
+
+@worker_ready.connect
+def serve_metrics(**_kwargs: Any) -> None:
+    """Serve what Prometheus is told, from a thread of the worker's main process; jobs do not depend on it."""
+    resources = process_resources()
+    host, port = resources.settings.metrics_host, resources.settings.metrics_port
+    if not port:
+        return
+    try:
+        start_http_server(port, host, resources.metrics)
+    except (OSError, OverflowError) as exc:
+        hint = f"set {PREFIX}METRICS_PORT to a free one and start the worker again"
+        logger.error("no metrics: port %d of %s cannot be used (%s); %s", port, host, exc, hint)  # noqa: TRY400
 
 
 @worker_ready.connect
