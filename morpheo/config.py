@@ -120,6 +120,14 @@ class Settings(BaseSettings):
         20 * GIB, gt=0, description="Size of the node's cache of blobs, and of that of detargeted test sets"
     )
 
+    metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port of a worker's Prometheus metrics, or the next one for its second node; 0 is none",
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address at which a worker serves its metrics")
+    log: str = Field("text", pattern="^(text|json)$", description="How lines of the log look: text or json")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="How much is logged")
 
     @field_validator("cors_origins", "base_images", "queues", mode="before")

@@ -59,7 +59,7 @@ class Heartbeat:
                 with self._database.begin() as work:
                     cancel = work.jobs.renew(self._job.id, self._job.attempt, lease_s=self._lease_s)
             except MorpheoError:
-                logger.warning("lease not renewed", extra={"job": str(self._job.id)}, exc_info=True)
+                logger.warning("lease not renewed", exc_info=True)
                 continue
             if cancel is None:
                 self._interrupt.set(LOST)

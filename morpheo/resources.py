@@ -9,11 +9,14 @@ import os
 import uuid
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
+
 from morpheo.artifacts import ArtifactService
 from morpheo.config import Settings
 from morpheo.execution import Limits, Tools
 from morpheo.images import ImageShelf
 from morpheo.jobs import JobService, Publisher
+from morpheo.metrics import MeteredBlobStore, make_registry
 from morpheo.runner import JobRunner, RunnerSettings
 from morpheo.runtime.archive import ArchiveLimits
 from morpheo.runtime.cache import NodeCache
@@ -47,7 +50,11 @@ class Resources:
 
     @functools.cached_property
     def blobs(self) -> BlobStore:
-        """The blob store: S3 if an endpoint is set, else a folder."""
+        """The blob store, metered."""
+        return MeteredBlobStore(self._open_blobs())
+
+    def _open_blobs(self) -> BlobStore:
+        """S3 if an endpoint is set, else a folder."""
         settings = self.settings
         if not settings.s3_endpoint:
             self._make_data_dir()
@@ -61,6 +68,11 @@ class Resources:
             secure=settings.s3_secure,
             max_bytes=settings.max_blob_bytes,
         )
+
+    @functools.cached_property
+    def metrics(self) -> CollectorRegistry:
+        """What Prometheus is told."""
+        return make_registry(self.database, self.settings.data_dir)
 
     @functools.cached_property
     def artifacts(self) -> ArtifactService:

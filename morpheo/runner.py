@@ -22,6 +22,7 @@ from morpheo.errors import Conflict, DatabaseUnavailable, DiskFull, Interrupted,
 from morpheo.execution import Execution, Result, Tools
 from morpheo.failures import failed, infrastructure_failure
 from morpheo.heartbeat import CANCELLED, Heartbeat
+from morpheo.logs import about_job, adding
 from morpheo.models import AttemptOutcome, Blame, Cause, Failure, Job, JobFailed, JobState
 from morpheo.runtime.contract import Interrupt
 from morpheo.runtime.workspace import Workspace
@@ -77,20 +78,25 @@ class JobRunner:
             DatabaseUnavailable: the job could not be claimed, or its end could not be written; its lease will run out
                 and another attempt will be made.
         """
+        with about_job(job_id):
+            return self._run(job_id)
+
+    def _run(self, job_id: UUID) -> Job | None:
         settings = self._settings
         with self._database.begin() as work:
             job = work.jobs.claim(
                 job_id, worker=self.worker, lease_s=settings.lease_s, max_attempts=settings.max_attempts
             )
         if job is None:
-            logger.info("job not claimed: another worker has it, or it is over", extra={"job": str(job_id)})
+            logger.info("job not claimed: another worker has it, or it is over")
             return None
-        logger.info("job claimed", extra={"job": str(job.id), "attempt": job.attempt})
-        interrupt = Interrupt()
-        with Heartbeat(self._database, job, interrupt, every_s=settings.heartbeat_s, lease_s=settings.lease_s):
-            self._attempt(job, interrupt)
-        with self._database.read() as work:
-            return work.jobs.get(job.id)
+        with adding(attempt=job.attempt):
+            logger.info("job claimed")
+            interrupt = Interrupt()
+            with Heartbeat(self._database, job, interrupt, every_s=settings.heartbeat_s, lease_s=settings.lease_s):
+                self._attempt(job, interrupt)
+            with self._database.read() as work:
+                return work.jobs.get(job.id)
 
     def _attempt(self, job: Job, interrupt: Interrupt) -> None:
         try:
@@ -101,7 +107,7 @@ class JobRunner:
             if interrupt.reason == CANCELLED:
                 self._write(job, lambda work: work.jobs.cancelled(job.id, job.attempt))
         except Exception as exc:
-            logger.warning("attempt failed", extra={"job": str(job.id), "attempt": job.attempt}, exc_info=True)
+            logger.warning("attempt failed", exc_info=True)
             self._retry(job, DiskFull() if _is_disk_full(exc) else exc)
         except BaseException:  # the worker was told to stop
             self._release(job)
@@ -129,11 +135,11 @@ class JobRunner:
             except Conflict:
                 message = f"model or prediction {result.artifacts[0].id} exists already; order the job with a new id"
                 raise failed(Cause.ARTIFACT_EXISTS, Blame.CUSTODIAN, message) from None
-        logger.info("job succeeded", extra={"job": str(job.id), "attempt": job.attempt})
+        logger.info("job succeeded")
 
     def _fail(self, job: Job, failure: Failure) -> None:
         self._write(job, lambda work: work.jobs.fail(job.id, job.attempt, failure))
-        logger.info("job failed", extra={"job": str(job.id), "cause": failure.cause, "blame": failure.blame})
+        logger.info("job failed", extra={"cause": failure.cause, "blame": failure.blame, "step": failure.step})
 
     def _retry(self, job: Job, error: Exception) -> None:
         strikes = job.strikes + 1
@@ -171,7 +177,7 @@ class JobRunner:
                     raise
                 time.sleep(WRITE_AGAIN_S)
         if not done:
-            logger.warning("attempt fenced: another one has the job", extra={"job": str(job.id)})
+            logger.warning("attempt fenced: another one has the job")
 
     def _has_ended(self, job: Job) -> bool:
         try:

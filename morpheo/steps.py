@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from morpheo.errors import Unavailable
+from morpheo.logs import adding
 from morpheo.models import Job, StepName, StepRecord
 from morpheo.runtime.contract import StepResult
 from morpheo.storage.blobs import BlobStore
@@ -46,6 +47,11 @@ class StepLog:
     @contextlib.contextmanager
     def recording(self, name: StepName) -> Iterator[OpenStep]:
         """Record a step that lasts as long as the block, however that ends."""
+        with adding(step=name), self._recorded(name) as step:
+            yield step
+
+    @contextlib.contextmanager
+    def _recorded(self, name: StepName) -> Iterator[OpenStep]:
         with self._database.begin() as work:
             work.jobs.begin_step(self._job.id, self._job.attempt, name, position=self._count)
         self._count += 1
@@ -72,7 +78,7 @@ class StepLog:
                 work.jobs.end_step(self._job.id, self._job.attempt, record)
         except Unavailable:
             # A step's row is for people to read; the job's own end must not depend on it.
-            logger.warning("step not recorded", extra={"job": str(self._job.id), "step": name}, exc_info=True)
+            logger.warning("step not recorded", exc_info=True)
 
     def _keep_log(self, name: StepName, log: bytes) -> str | None:
         if not log:
@@ -81,6 +87,6 @@ class StepLog:
         try:
             self._blobs.put(key, io.BytesIO(log), length=len(log))
         except Unavailable:
-            logger.warning("log not kept", extra={"job": str(self._job.id), "step": name}, exc_info=True)
+            logger.warning("log not kept", exc_info=True)
             return None
         return key

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import uuid
 from collections.abc import Callable, Mapping
 
-from flask import Flask, Request, Response, current_app, jsonify
+from flask import Flask, Request, Response, current_app, g, jsonify, request
 from flask_smorest import Api
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected
@@ -13,9 +15,14 @@ from morpheo import __version__
 from morpheo.api import errors
 from morpheo.api.digests import AnnouncedDigests
 from morpheo.errors import InvalidInput, Unavailable
+from morpheo.logs import about_request
 from morpheo.resources import Resources
 
 HealthChecks = Mapping[str, Callable[[], None]]
+
+#: Header with the name of a request, in requests and answers.
+REQUEST_ID = "X-Request-ID"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class MorpheoApi(Api):
@@ -38,6 +45,7 @@ def create_app(name: str, title: str, resources: Resources) -> tuple[Flask, Morp
         OPENAPI_JSON_PATH="openapi.json",
     )
     app.extensions["morpheo"] = resources
+    app.before_request(_name_request)
     app.after_request(_harden)
     return app, MorpheoApi(app)
 
@@ -91,6 +99,14 @@ class BodySource:
         return piece
 
 
+def _name_request() -> None:
+    # The client's own name for it, if that is one, so that its log and ours can be put side by side.
+    given = request.headers.get(REQUEST_ID, "")
+    g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    about_request(g.request_id)
+
+
 def _harden(response: Response) -> Response:
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    response.headers[REQUEST_ID] = g.request_id
     return response

@@ -9,7 +9,7 @@ from flask import Flask, Response, request
 from morpheo.api.app import current_resources
 from morpheo.api.errors import problem
 
-_PUBLIC = frozenset({"/", "/health", "/openapi.json"})
+_PUBLIC = frozenset({"/", "/health", "/metrics", "/openapi.json"})
 
 
 def require_basic_auth(app: Flask) -> None:

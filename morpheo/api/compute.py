@@ -11,6 +11,7 @@ from flask.views import MethodView
 from flask_smorest import Blueprint
 
 from morpheo.api.app import BodySource, create_app, current_resources, health
+from morpheo.api.metrics import add_metrics
 from morpheo.api.parser import StrictQueryParser
 from morpheo.api.schemas import (
     CheckFailed,
@@ -39,6 +40,7 @@ INDEX = ["/", "/health", "/learn", "/pred", "/jobs"]
 def create_compute_app(resources: Resources | None = None) -> Flask:
     """Return the compute API, for these resources or for those of the environment."""
     app, api = create_app("morpheo.compute", "Morpheo compute API", resources or process_resources())
+    add_metrics(app)
     api.register_blueprint(orders)
     api.register_blueprint(jobs)
     app.add_url_rule("/", view_func=lambda: jsonify(INDEX), endpoint="index")

@@ -13,6 +13,7 @@ from flask_smorest import Blueprint
 from morpheo.api.app import create_app, current_resources, health
 from morpheo.api.auth import require_basic_auth
 from morpheo.api.downloads import send
+from morpheo.api.metrics import add_metrics
 from morpheo.api.parser import StrictQueryParser
 from morpheo.api.schemas import ArtifactQuerySchema
 from morpheo.api.uploads import receive, receive_change
@@ -35,6 +36,7 @@ def create_storage_app(resources: Resources | None = None) -> Flask:
     """Return the storage API, for these resources or for those of the environment."""
     resources = resources or process_resources()
     app, api = create_app("morpheo.storage_api", "Morpheo storage API", resources)
+    add_metrics(app)
     require_basic_auth(app)
     # Before authentication: a browser sends no password with its preflight.
     CORS(

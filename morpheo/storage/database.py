@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from morpheo.errors import Conflict, DatabaseUnavailable, MorpheoError
 from morpheo.storage.artifacts import ArtifactRepository
 from morpheo.storage.jobs import JobRepository
+from morpheo.storage.statistics import StatisticsRepository
 
 #: How long a statement waits for a lock, in seconds.
 LOCK_TIMEOUT_S = 10
@@ -26,6 +27,7 @@ class UnitOfWork:
     def __init__(self, session: Session) -> None:
         self.artifacts = ArtifactRepository(session)
         self.jobs = JobRepository(session)
+        self.statistics = StatisticsRepository(session)
 
 
 class Database:

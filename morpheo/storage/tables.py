@@ -56,6 +56,7 @@ class JobRow(Base):
         Index(None, "problem_id", "created_at", "id"),
         Index(None, "algo_id", "created_at", "id"),
         Index(None, "created_at", "id"),
+        Index(None, "state", "kind", "failure_cause", "failure_step"),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
@@ -106,7 +107,10 @@ class StepRow(Base):
     """One step of one attempt."""
 
     __tablename__ = "steps"
-    __table_args__ = (ForeignKeyConstraint(["job_id", "attempt"], ["attempts.job_id", "attempts.number"]),)
+    __table_args__ = (
+        ForeignKeyConstraint(["job_id", "attempt"], ["attempts.job_id", "attempts.number"]),
+        Index(None, "name", "seconds"),
+    )
 
     job_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)

@@ -1,4 +1,4 @@
-"""What happens in a worker besides tasks: logging, files that containers can read, signs of life, and the sweeper."""
+"""What happens in a worker besides tasks: logging, metrics, files for containers, signs of life, and the sweeper."""
 
 from __future__ import annotations
 
@@ -8,25 +8,66 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from celery.signals import heartbeat_sent, setup_logging, worker_process_init, worker_ready, worker_shutdown
+from celery.apps import worker as celery_worker
+from celery.signals import (
+    celeryd_init,
+    heartbeat_sent,
+    setup_logging,
+    worker_init,
+    worker_process_init,
+    worker_ready,
+    worker_shutdown,
+)
+from prometheus_client import start_http_server
 
+from morpheo import logs, metrics
+from morpheo.config import PREFIX
 from morpheo.tasks.publisher import process_resources
+
+logger = logging.getLogger(__name__)
 
 _stop_sweeping = threading.Event()
 
 
+@celeryd_init.connect  # before the first warning
 @setup_logging.connect
 def configure_logging(**_kwargs: Any) -> None:
     """Log as Morpheo's settings say, not as Celery would."""
-    logging.basicConfig(
-        level=process_resources().settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    logs.configure(process_resources().settings)
+
+
+@worker_init.connect
+def prepare_worker(sender: Any, **_kwargs: Any) -> None:
+    """Let the pool's processes count together, and bring what Celery prints into a log of JSON."""
+    metrics.share_between_processes()
+    if process_resources().settings.log == "json":
+        sender.quiet = True  # no banner
+        celery_worker.safe_say = lambda text, _=None: logger.info(text.strip())  # type: ignore[attr-defined]
 
 
 @worker_process_init.connect
 def prepare_process(**_kwargs: Any) -> None:
     """Make a pool process write files that containers can read."""
     os.umask(0o022)
+
+
+@worker_ready.connect
+def serve_metrics(**_kwargs: Any) -> None:
+    """Serve what Prometheus is told, from a thread of the worker's main process; jobs do not depend on it."""
+    resources = process_resources()
+    host, port = resources.settings.metrics_host, resources.settings.metrics_port
+    if not port:
+        return
+    problem: Exception | None = None
+    for candidate in (port, port + 1):  # `morpheo worker` has a node for each of two kinds of job
+        try:
+            start_http_server(candidate, host, resources.metrics)
+        except (OSError, OverflowError) as exc:
+            problem = exc
+        else:
+            return
+    hint = f"set {PREFIX}METRICS_PORT to a free one and start the worker again"
+    logger.error("no metrics: ports %d and %d of %s cannot be used (%s); %s", port, port + 1, host, problem, hint)
 
 
 @worker_ready.connect

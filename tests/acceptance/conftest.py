@@ -16,6 +16,7 @@ from docker import APIClient
 
 from morpheo.cli.demo import throwaway_stack
 from morpheo.client import ComputeClient, StorageClient
+from tests.support.services import free_port
 
 #: Short times, so that faults and limits are seen soon.
 SETTINGS = {
@@ -26,12 +27,13 @@ SETTINGS = {
     "MORPHEO_LEARN_TIMEOUT_S": "6",
     "MORPHEO_MEMORY_BYTES": str(128 << 20),
     "MORPHEO_MODEL_BYTES": str(4 << 20),
+    "MORPHEO_LOG": "json",
 }
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A running stack and how to speak to it."""
+    """A running stack and how to speak to it; the worker's address is that of its metrics."""
 
     urls: dict[str, str]
     folder: Path
@@ -61,9 +63,10 @@ def stack(engine: APIClient, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """A stack on free ports; after the last test it must have left nothing."""
     before = leftovers(engine)
     folder = tmp_path_factory.mktemp("stack")
-    with throwaway_stack(folder, SETTINGS) as urls:
+    port = free_port()
+    with throwaway_stack(folder, {**SETTINGS, "MORPHEO_METRICS_PORT": str(port)}) as urls:
         yield Stack(
-            urls=urls,
+            urls={**urls, "worker": f"http://127.0.0.1:{port}"},
             folder=folder,
             storage=StorageClient(urls["storage"], user="u", password="p"),
             compute=ComputeClient(urls["compute"]),

@@ -1,0 +1,90 @@
+"""What an operator sees of a job: metrics of all services, and lines of the worker's log."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+import requests
+
+from morpheo.models import Cause, JobKind, JobState, StepName
+from tests.acceptance.conftest import Stack
+from tests.support.jobs import make_order, store_algo
+from tests.support.prometheus import scrape
+from tests.support.services import wait_until
+
+pytestmark = pytest.mark.docker
+
+PATIENCE_S = 60
+SERVICES = ("compute", "storage", "worker")
+DONE = "morpheo_job_ends_total{cause=,kind=learn,state=succeeded}"
+EXITED = "morpheo_job_ends_total{cause=EXIT_CODE,kind=learn,state=failed}"
+
+
+def log_lines(stack: Stack, service: str) -> list[dict[str, Any]]:
+    """Return what a service logged, all of it JSON; `morpheo dev` puts the time and its name before each line."""
+    text = (stack.folder / "log").read_text()
+    return [json.loads(line) for line in re.findall(rf"^[0-9:]+ {service} *\| (.*)$", text, re.MULTILINE)]
+
+
+@pytest.fixture(autouse=True)
+def worker_serves(stack: Stack) -> None:
+    """The worker needs longer to start than the rest of the stack."""
+
+    def answers() -> bool:
+        try:
+            return bool(scrape(stack.urls["worker"]))
+        except requests.ConnectionError:
+            return False
+
+    wait_until(answers, timeout_s=PATIENCE_S, what="the worker's metrics")
+
+
+def test_a_job_is_in_the_metrics_of_all_services_and_on_the_lines_of_its_worker(stack: Stack) -> None:
+    before = {service: scrape(stack.urls[service]) for service in SERVICES}
+    spec = make_order(stack.storage)
+    stack.compute.submit(spec)
+    assert stack.compute.wait(spec.id, timeout_s=PATIENCE_S).state is JobState.SUCCEEDED
+
+    done = len(list(stack.compute.jobs(state=JobState.SUCCEEDED, kind=JobKind.LEARN)))
+    # An answer of the database is good for some seconds.
+    wait_until(lambda: all(scrape(stack.urls[service])[DONE] == done for service in SERVICES), what="the job")
+    after = {service: scrape(stack.urls[service]) for service in SERVICES}
+    for service in SERVICES:
+        assert after[service]["morpheo_step_seconds_count{step=train}"] >= done
+        assert after[service]["morpheo_step_seconds_sum{step=train}"] > 0
+
+    def grown(service: str, name: str) -> float:
+        return after[service][name] - before[service].get(name, 0)
+
+    model = "morpheo_blob_bytes_total{direction=in,kind=model}"
+    assert grown("worker", model) > 0
+    assert model not in after["storage"]
+    assert grown("worker", "morpheo_blob_bytes_total{direction=out,kind=data}") > 0
+    assert grown("storage", "morpheo_blob_bytes_total{direction=in,kind=data}") == 4 * len("a:1")
+    assert grown("compute", "morpheo_http_request_duration_seconds_count{method=POST,route=/learn,status=202}") == 1
+
+    lines = [line for line in log_lines(stack, "worker") if line.get("job") == str(spec.id)]
+    assert [line["message"] for line in lines if line.get("attempt") == 1] == ["job claimed", "job succeeded"]
+
+
+def test_a_job_that_fails_is_told_with_its_cause_and_step(stack: Stack) -> None:
+    spec = make_order(stack.storage, algo=store_algo(stack.storage, "raise SystemExit(7)"))
+    stack.compute.submit(spec)
+    assert stack.compute.wait(spec.id, timeout_s=PATIENCE_S).state is JobState.FAILED
+    failed = list(stack.compute.jobs(state=JobState.FAILED, kind=JobKind.LEARN))
+    count = sum(job.failure is not None and job.failure.cause is Cause.EXIT_CODE for job in failed)
+    wait_until(lambda: scrape(stack.urls["worker"])[EXITED] == count, what="the failure")
+    line = next(
+        line for line in log_lines(stack, "worker") if line["message"] == "job failed" and line["job"] == str(spec.id)
+    )
+    assert (line["attempt"], line["step"], line["cause"]) == (1, StepName.TRAIN, "EXIT_CODE")
+
+
+def test_every_line_of_every_service_is_json(stack: Stack) -> None:
+    for service in SERVICES:
+        lines = log_lines(stack, service)
+        assert lines
+        assert all({"time", "level", "logger", "message", "process"} <= line.keys() for line in lines)
