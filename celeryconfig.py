@@ -14,8 +14,7 @@ try:
     _settings = Settings.from_env()
 except SettingsError as exc:
     sys.exit(f"Error: {exc}")
-#: Longest that a job of five containers and two builds can take; the real deadlines are the containers'.
-_longest_job_s = 2 * _settings.build_timeout_s + 3 * max(_settings.learn_timeout_s, _settings.predict_timeout_s)
+_longest_job_s = _settings.longest_job_s
 
 broker_url = _settings.broker
 broker_connection_retry_on_startup = True

@@ -159,6 +159,11 @@ class Settings(BaseSettings):
         return self.broker_url.get_secret_value()
 
     @property
+    def longest_job_s(self) -> float:
+        """Longest that a job of five containers and two builds can take; the real deadlines are the containers'."""
+        return 2 * self.build_timeout_s + 3 * max(self.learn_timeout_s, self.predict_timeout_s)
+
+    @property
     def engine_url(self) -> str:
         """URL of the container engine."""
         return self.docker_host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"

@@ -17,6 +17,7 @@ COMMANDS = {
     "config": "morpheo.cli.system:config",
     "demo": "morpheo.cli.demo:demo",
     "dev": "morpheo.cli.dev:dev",
+    "doctor": "morpheo.cli.doctor:doctor",
     "download": "morpheo.cli.storage:download",
     "jobs": "morpheo.cli.jobs:jobs",
     "learn": "morpheo.cli.jobs:learn",
