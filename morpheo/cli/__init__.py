@@ -13,6 +13,7 @@ from morpheo.cli.common import report_errors
 
 #: Where each command is; imported when it is asked for, because the servers' libraries take a second.
 COMMANDS = {
+    "backup": "morpheo.cli.backup:backup",
     "compute-api": "morpheo.cli.system:compute_api",
     "config": "morpheo.cli.system:config",
     "demo": "morpheo.cli.demo:demo",
@@ -24,6 +25,7 @@ COMMANDS = {
     "ls": "morpheo.cli.storage:ls",
     "migrate": "morpheo.cli.system:migrate",
     "predict": "morpheo.cli.jobs:predict",
+    "restore": "morpheo.cli.backup:restore",
     "storage-api": "morpheo.cli.system:storage_api",
     "upload": "morpheo.cli.storage:upload",
 }

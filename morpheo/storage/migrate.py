@@ -37,6 +37,7 @@ def revisions(database: Database) -> tuple[str | None, list[str]]:
         DatabaseUnavailable: the database does not answer.
     """
     with database.connect() as connection:
+        connection.execution_options(morpheo_read=True)
         present = MigrationContext.configure(connection).get_current_revision()
     known = [script.revision for script in ScriptDirectory(FOLDER).walk_revisions()]
     return present, known[::-1]

@@ -191,10 +191,8 @@ def test_a_healthy_postgresql(postgres_url: str) -> None:
 
 
 @pytest.mark.database
-def test_postgresql_without_tables(postgres_url: str, execute: Callable[[str], None]) -> None:
-    execute("DROP DATABASE %s")
-    execute("CREATE DATABASE %s")
-    found = failed(database_findings(postgres_url), "database.migrations")
+def test_postgresql_without_tables(empty_postgres_url: str) -> None:
+    found = failed(database_findings(empty_postgres_url), "database.migrations")
     assert found.cause == "the database has no tables"
     assert found.fix == "`morpheo migrate`"
 

@@ -126,6 +126,8 @@ def s3_server(folder: Path, binary: Path) -> Iterator[S3Server]:
     command += [f"-{name}.port={port}" for name, port in ports.items()] + [
         "-master.volumeSizeLimitMB=1024",
         "-volume.max=1000",
+        "-s3.port.iceberg=0",  # their fixed ports would be those of another run on this machine
+        "-s3.port.lance=0",
     ]
     # Its orderly end takes 20 seconds, and its data is thrown away.
     with child(command, folder / "log", cwd=folder, stop_signal=signal.SIGKILL) as process:
