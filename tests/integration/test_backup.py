@@ -17,16 +17,17 @@ from click.testing import CliRunner
 from sqlalchemy import text
 
 from morpheo import backup
-from morpheo.artifacts import Upload
+from morpheo.artifacts import ArtifactService, Upload
 from morpheo.backup import back_up, restore
 from morpheo.cli import morpheo
 from morpheo.errors import Conflict, InvalidInput, NotFound
-from morpheo.models import ArtifactKind, AttemptOutcome, Job, JobSpec, JobState
+from morpheo.models import ArtifactKind, AttemptOutcome, Job, JobSpec, JobState, LearnSpec
 from morpheo.storage.blobs import BlobStore
 from morpheo.storage.database import Database
+from morpheo.storage.dump import dump_rows
 from morpheo.storage.local import LocalBlobStore
 from morpheo.storage.s3 import S3BlobStore
-from morpheo.testing import FakeContainer, MemoryBlobStore
+from morpheo.testing import FakeContainer, MemoryBlobStore, make_learn_spec
 from tests.support.services import S3Server, wait_until
 from tests.support.workbench import Workbench, algo, make_workbench
 
@@ -233,6 +234,24 @@ def test_rows_are_the_same_to_the_last_bit(small: Workbench, tmp_path: Path) -> 
     restore(tmp_path / "backup", with_new, MemoryBlobStore(), progress=silent)
     assert rows(with_new) == rows(small.database)
     with_new.close()
+
+
+def test_all_rows_are_of_one_moment(database: Database) -> None:
+    class Busy(io.StringIO):
+        """Somebody orders a job as soon as the first artifact is written."""
+
+        def write(self, line: str) -> int:
+            if '"artifacts"' in line and not orders:
+                orders.append(make_learn_spec())
+                with database.begin() as work:
+                    work.jobs.add(orders[0], algo=None)
+            return super().write(line)
+
+    orders: list[LearnSpec] = []
+    ArtifactService(database, MemoryBlobStore(), max_blob_bytes=9).upload(data_upload(uuid4()), io.BytesIO(b"x"))
+    dump_rows(database, target := Busy())
+    assert orders
+    assert target.getvalue().splitlines()[-1] == '{"rows": 1}'
 
 
 def test_the_second_backup_copies_only_what_is_new(small: Workbench, tmp_path: Path) -> None:
