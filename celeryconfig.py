@@ -17,8 +17,7 @@ try:
     _settings = Settings.from_env()
 except SettingsError as exc:
     sys.exit(f"Error: {exc}")
-#: Longest that a job of five containers and two builds can take; the real deadlines are the containers'.
-_longest_job_s = 2 * _settings.build_timeout_s + 3 * max(_settings.learn_timeout_s, _settings.predict_timeout_s)
+_longest_job_s = _settings.longest_job_s
 
 broker_url = _settings.broker
 broker_connection_retry_on_startup = True
@@ -62,7 +61,7 @@ task_send_sent_event = True
 # A forked process would inherit what the sweeper's thread held at that moment: SQLite's locks for ever, for one.
 worker_pool_start_method = "spawn"
 worker_proc_alive_timeout = 60
-worker_concurrency = (_settings.learn_parallelism + _settings.predict_parallelism) or 1
+worker_concurrency = _settings.jobs_at_once or 1
 worker_prefetch_multiplier = 1
 worker_send_task_events = True
 worker_hijack_root_logger = False

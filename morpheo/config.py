@@ -192,6 +192,16 @@ class Settings(BaseSettings):
         return self.broker_url.get_secret_value()
 
     @property
+    def jobs_at_once(self) -> int:
+        """Jobs that one worker runs at once."""
+        return self.learn_parallelism + self.predict_parallelism
+
+    @property
+    def longest_job_s(self) -> float:
+        """Longest that a job of five containers and two builds can take; the real deadlines are the containers'."""
+        return 2 * self.build_timeout_s + 3 * max(self.learn_timeout_s, self.predict_timeout_s)
+
+    @property
     def engine_url(self) -> str:
         """URL of the container engine."""
         return self.docker_host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"

@@ -51,23 +51,7 @@ class Resources:
     @functools.cached_property
     def blobs(self) -> BlobStore:
         """The blob store, metered."""
-        return MeteredBlobStore(self._open_blobs())
-
-    def _open_blobs(self) -> BlobStore:
-        """S3 if an endpoint is set, else a folder."""
-        settings = self.settings
-        if not settings.s3_endpoint:
-            self._make_data_dir()
-            return LocalBlobStore(settings.data_dir)
-        return S3BlobStore(
-            settings.s3_endpoint,
-            bucket=settings.s3_bucket,
-            access_key=settings.s3_access_key,
-            secret_key=settings.s3_secret_key.get_secret_value(),
-            region=settings.s3_region,
-            secure=settings.s3_secure,
-            max_bytes=settings.max_blob_bytes,
-        )
+        return MeteredBlobStore(blob_store(self.settings))
 
     @functools.cached_property
     def metrics(self) -> CollectorRegistry:
@@ -88,7 +72,7 @@ class Resources:
     def engines(self) -> Engines:
         """The container engines: one, unless algos have their own."""
         settings = self.settings
-        self._make_data_dir()
+        _make_data_dir(settings)
         problem = self._engine(settings.engine_url)
         return Engines(problem=problem, algo=self._engine(url) if (url := settings.algo_docker_host) else problem)
 
@@ -130,10 +114,6 @@ class Resources:
             max_attempts=self.settings.max_attempts,
         )
 
-    def _make_data_dir(self) -> None:
-        # Only for its owner: it holds data with targets. What containers see is mounted by the engine.
-        self.settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-
     @property
     def _work_dir(self) -> Path:
         return self.settings.data_dir / "work"
@@ -173,6 +153,27 @@ class Resources:
             model=OutputLimits(max_bytes=settings.model_bytes, max_files=settings.model_files),
             prediction_bytes=settings.prediction_bytes,
         )
+
+
+def blob_store(settings: Settings) -> BlobStore:
+    """Return the blob store of the settings."""
+    if not settings.s3_endpoint:
+        _make_data_dir(settings)
+        return LocalBlobStore(settings.data_dir)
+    return S3BlobStore(
+        settings.s3_endpoint,
+        bucket=settings.s3_bucket,
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key.get_secret_value(),
+        region=settings.s3_region,
+        secure=settings.s3_secure,
+        max_bytes=settings.max_blob_bytes,
+    )
+
+
+def _make_data_dir(settings: Settings) -> None:
+    # Only for its owner: it holds data with targets. What containers see is mounted by the engine.
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def _node_id(data_dir: Path) -> str:

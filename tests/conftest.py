@@ -88,6 +88,15 @@ def postgres_url(postgres: str) -> Iterator[str]:
     _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture
+def empty_postgres_url(postgres: str) -> Iterator[str]:
+    """URL of a fresh PostgreSQL database without tables."""
+    name = f"test_{uuid.uuid4().hex}"
+    _execute(postgres, f"CREATE DATABASE {name}")
+    yield _postgres_url(postgres, name)
+    _execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A SQLite file with all tables: a copy is made faster than the tables are."""

@@ -13,16 +13,19 @@ from morpheo.cli.common import report_errors
 
 #: Where each command is; imported when it is asked for, because the servers' libraries take a second.
 COMMANDS = {
+    "backup": "morpheo.cli.backup:backup",
     "compute-api": "morpheo.cli.system:compute_api",
     "config": "morpheo.cli.system:config",
     "demo": "morpheo.cli.demo:demo",
     "dev": "morpheo.cli.dev:dev",
+    "doctor": "morpheo.cli.doctor:doctor",
     "download": "morpheo.cli.storage:download",
     "jobs": "morpheo.cli.jobs:jobs",
     "learn": "morpheo.cli.jobs:learn",
     "ls": "morpheo.cli.storage:ls",
     "migrate": "morpheo.cli.system:migrate",
     "predict": "morpheo.cli.jobs:predict",
+    "restore": "morpheo.cli.backup:restore",
     "storage-api": "morpheo.cli.system:storage_api",
     "upload": "morpheo.cli.storage:upload",
     "worker": "morpheo.cli.worker:worker",

@@ -13,6 +13,8 @@ from alembic.script import ScriptDirectory
 
 from morpheo.storage.database import Database
 
+FOLDER = str(Path(__file__).parent / "migrations")
+
 
 def upgrade(database: Database) -> tuple[str | None, str | None]:
     """
@@ -25,6 +27,20 @@ def upgrade(database: Database) -> tuple[str | None, str | None]:
         DatabaseUnavailable: the database does not answer.
     """
     return _run(database, lambda config: command.upgrade(config, "head"))
+
+
+def revisions(database: Database) -> tuple[str | None, list[str]]:
+    """
+    Return the revision that the tables are at (None if there are none), and all that are known, oldest first.
+
+    Raises:
+        DatabaseUnavailable: the database does not answer.
+    """
+    with database.connect() as connection:
+        connection.execution_options(morpheo_read=True)
+        present = MigrationContext.configure(connection).get_current_revision()
+    known = [script.revision for script in ScriptDirectory(FOLDER).walk_revisions()]
+    return present, known[::-1]
 
 
 def compare(database: Database) -> None:
@@ -44,7 +60,7 @@ def make(database: Database, message: str) -> None:
 
 def _run(database: Database, action: Callable[[Config], object]) -> tuple[str | None, str | None]:
     config = Config(output_buffer=io.StringIO(), stdout=io.StringIO())
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", FOLDER)
     config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
     with database.connect() as connection:
         before = MigrationContext.configure(connection).get_current_revision()

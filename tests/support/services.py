@@ -87,6 +87,9 @@ class S3Server:
     endpoint: str
     access_key: str = "morpheo-key"
     secret_key: str = "morpheo-secret"
+    #: A user who can read, and nothing else.
+    reader_key: str = "reader-key"
+    reader_secret: str = "reader-secret"
 
 
 def weed_binary() -> Path | None:
@@ -105,7 +108,12 @@ def s3_server(folder: Path, binary: Path) -> Iterator[S3Server]:
         "credentials": [{"accessKey": server.access_key, "secretKey": server.secret_key}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    reader = {
+        "name": "reader",
+        "credentials": [{"accessKey": server.reader_key, "secretKey": server.reader_secret}],
+        "actions": ["Read", "List"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity, reader]}))
     (folder / "data").mkdir()
     command = [
         str(binary),
@@ -118,6 +126,8 @@ def s3_server(folder: Path, binary: Path) -> Iterator[S3Server]:
     command += [f"-{name}.port={port}" for name, port in ports.items()] + [
         "-master.volumeSizeLimitMB=1024",
         "-volume.max=1000",
+        "-s3.port.iceberg=0",  # their fixed ports would be those of another run on this machine
+        "-s3.port.lance=0",
     ]
     # Its orderly end takes 20 seconds, and its data is thrown away.
     with child(command, folder / "log", cwd=folder, stop_signal=signal.SIGKILL) as process:
@@ -183,17 +193,17 @@ def redis_binary() -> str | None:
 
 
 @contextmanager
-def redis_server(folder: Path, binary: str) -> Iterator[str]:
-    """Run Redis without persistence; gives its URL."""
+def redis_server(folder: Path, binary: str, *options: str) -> Iterator[str]:
+    """Run Redis without persistence, unless options say otherwise; gives its URL, without a password."""
     port = free_port()
-    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder), *options]
     with child(command, folder / "log"):
 
         def answers() -> bool:
             try:
                 with socket.create_connection(("127.0.0.1", port), timeout=2) as peer:
                     peer.sendall(b"PING\r\n")
-                    return peer.recv(16).startswith(b"+PONG")
+                    return peer.recv(16).startswith((b"+PONG", b"-NOAUTH"))
             except OSError:
                 return False
 

@@ -1,0 +1,25 @@
+"""What the tests of the doctor share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from morpheo.doctor.findings import Check, Finding, Status, examine
+
+
+def diagnose(checks: Sequence[Check]) -> dict[str, Finding]:
+    """Run checks; gives each one's finding."""
+    return {finding.check: finding for finding in examine([checks], lambda _: None)}
+
+
+def failed(findings: dict[str, Finding], name: str) -> Finding:
+    """Return a finding that must be a failure, and the only one."""
+    assert {found.check for found in findings.values() if found.status is Status.FAIL} == {name}, findings
+    assert findings[name].fix
+    return findings[name]
+
+
+def doctor_command(*only: str) -> list[str]:
+    """Return the arguments that run the doctor as a program."""
+    return [sys.executable, "-m", "morpheo", "doctor", "--json", "--only", ",".join(only)]
