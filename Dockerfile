@@ -21,7 +21,8 @@ COPY morpheo morpheo
 # Compiled here, because the root file system of a service is read-only; by contents and not by time, so that two builds
 # give the same bytes.
 ARG SOURCE_DATE_EPOCH=315532800
-RUN /tools/bin/pip wheel -q --no-deps --no-build-isolation --no-index -w dist . && \
+RUN chmod -R u=rwX,go=rX . && \
+    /tools/bin/pip wheel -q --no-deps --no-build-isolation --no-index -w dist . && \
     /tools/bin/pip --python /opt/morpheo/bin/python install -q --no-compile --no-deps --no-index dist/*.whl && \
     /opt/morpheo/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/morpheo/lib && \
     find /opt/morpheo -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +

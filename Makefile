@@ -4,8 +4,10 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
 SERVICES := compute-api compute-worker storage-api
 IMAGES := $(SERVICES:%=%-docker)
+EXECUTABLES := $(foreach service,$(SERVICES),$(service)/target/$(service))
 
-.PHONY: help setup demo dev env up stop down test test-compose unit lint lock bench clean all-docker $(IMAGES)
+.PHONY: help setup demo dev env up stop down test test-compose unit lint lock bench clean all-bin $(SERVICES) \
+	all-docker $(IMAGES)
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +43,19 @@ test-compose: ## Test the deployment of compose.yaml
 
 unit: $(SETUP) ## Run the fast tests, which need no service
 	@$(BIN)/pytest tests/unit
+
+all-bin: $(SERVICES) ## Make each service one executable file, SERVICE/target/SERVICE
+
+compute-api: compute-api/target/compute-api ## Make compute-api/target/compute-api
+compute-worker: compute-worker/target/compute-worker ## Make compute-worker/target/compute-worker
+storage-api: storage-api/target/storage-api ## Make storage-api/target/storage-api
+
+# One file for all: its name tells it which service it is.
+$(EXECUTABLES): build/morpheo
+	@install -D $< $@
+
+build/morpheo: $(SETUP) requirements.txt celeryconfig.py $(shell find morpheo -type f -not -path '*/__pycache__/*')
+	@scripts/executable
 
 all-docker: build/wheels/3.11/.ready ## Build the images of all services
 	@scripts/engine scripts/service-images $(SERVICES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+from pathlib import Path
 
 import click
 
@@ -31,6 +32,9 @@ COMMANDS = {
     "worker": "morpheo.cli.worker:worker",
     "workers": "morpheo.cli.workers:workers",
 }
+
+#: What an executable file of this name is when it is given no command (`make all-bin`).
+EXECUTABLES = {"compute-api": "compute-api", "compute-worker": "worker", "storage-api": "storage-api"}
 
 
 class LazyGroup(click.Group):
@@ -64,7 +68,13 @@ def main() -> None:
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, _end)
     with report_errors():
-        morpheo()
+        morpheo(_arguments(Path(sys.argv[0]).name, sys.argv[1:]), prog_name="morpheo")
+
+
+def _arguments(executable: str, given: list[str]) -> list[str]:
+    if executable in EXECUTABLES and (not given or given[0] not in {*COMMANDS, "--version"}):
+        return [EXECUTABLES[executable], *given]
+    return given
 
 
 def _end(number: int, _frame: object) -> None:

@@ -48,6 +48,14 @@ def engine_listens() -> bool:
     return True
 
 
+def answers(url: str) -> bool:
+    """Return whether a URL is answered with success."""
+    try:
+        return requests.get(url, timeout=2).ok
+    except requests.RequestException:
+        return False
+
+
 def free_port() -> int:
     """Return a port that nothing listens on; its neighbour 10,000 above is free too (SeaweedFS takes it for gRPC)."""
     while True:

@@ -63,6 +63,30 @@ def test_a_bad_setting_stops_with_one_line(monkeypatch: pytest.MonkeyPatch, caps
     assert "MORPHEO_LEASE_S=soon" in error
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("compute-api", ["--help"], "morpheo compute-api [OPTIONS]"),
+        ("compute-worker", ["--help"], "morpheo worker [OPTIONS]"),
+        ("compute-api", ["migrate", "--help"], "morpheo migrate [OPTIONS]"),
+        ("compute-api", ["--version"], "morpheo, version"),
+        ("morpheo", ["--help"], "morpheo [OPTIONS] COMMAND"),
+    ],
+)
+def test_the_name_of_the_program_chooses_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    arguments: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", [f"/somewhere/{name}", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert expected in capsys.readouterr().out
+
+
 def test_migrate_makes_the_tables(runner: CliRunner, tmp_path: Path) -> None:
     assert "(were at none)" in runner.invoke(morpheo, ["migrate"]).output
     assert (tmp_path / "data" / "morpheo.db").exists()
