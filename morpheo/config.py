@@ -98,6 +98,12 @@ class Settings(BaseSettings):
     )
     memory_bytes: int = Field(2 * GIB, ge=16 * MIB, description="Memory of a container, swap included")
     cpus: float = Field(1.0, gt=0, description="Processors that a container may keep busy")
+    gpus: str = Field(
+        "",
+        pattern=r"^(|all|[1-9]\d*|[\w:/-]+(,[\w:/-]*)+)$",
+        description="GPUs that containers of jobs with the tag gpu get, if they run submitted algos: all, how many, "
+        "or ids as the engine knows them, comma-separated (a comma after a single one); empty is none",
+    )
     pids: int = Field(256, gt=0, description="Processes and threads of a container")
     tmp_bytes: int = Field(256 * MIB, gt=0, description="Size of a container's /tmp")
     log_bytes: int = Field(MIB, gt=0, description="How much of a container's log is kept")

@@ -33,6 +33,12 @@ def read(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
         ("data_dir", "/srv/morpheo", Path("/srv/morpheo")),
         ("log_level", "DEBUG", "DEBUG"),
         ("retry_delay_s", "0", 0.0),
+        ("queues", "gpu, learn", ("gpu", "learn")),
+        ("predict_parallelism", "0", 0),
+        ("gpus", "all", "all"),
+        ("gpus", "2", "2"),
+        ("gpus", "0,", "0,"),
+        ("gpus", "GPU-8c3f,MIG-1/2", "GPU-8c3f,MIG-1/2"),
     ],
 )
 def test_a_setting_is_read_from_its_variable(
@@ -65,6 +71,12 @@ def test_settings_of_other_programs_are_ignored(monkeypatch: pytest.MonkeyPatch)
         ("s3_bucket", "ab", "at least 3 characters"),
         ("user", "", "at least 1 character"),
         ("log_level", "LOUD", "DEBUG|INFO|WARNING|ERROR"),
+        ("gpus", "0", "should match pattern"),
+        ("gpus", "any", "should match pattern"),
+        ("queues", "learn,GPU", "'GPU' is not a tag"),
+        ("queues", "", "name at least one of learn, predict, or a tag"),
+        ("queues", "a,b,c,d,e", "at most 4 tags"),
+        ("learn_parallelism", "-1", "greater than or equal to 0"),
         ("heartbeat_s", "15.1", "at most half of MORPHEO_LEASE_S (30), or leases run out"),
     ],
 )
