@@ -101,6 +101,16 @@ def test_the_url_of_another_database_is_refused_without_its_password(monkeypatch
     assert "hunter2" not in f"{caught.value!r} {caught.value.__cause__!r}"
 
 
+@pytest.mark.parametrize(
+    "url", ["http://user:hunter2@host", "hunter2", "", "sqs://hunter2", "redis://host:hunter2", "redis://host:70000/0"]
+)
+def test_the_url_of_another_broker_is_refused_without_its_password(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    with pytest.raises(SettingsError, match=r"must begin with one of redis:// .* amqps://|its port is not") as caught:
+        read(monkeypatch, broker_url=url)
+    assert str(caught.value).startswith("MORPHEO_BROKER_URL=***: ")
+    assert "hunter2" not in str(caught.value)
+
+
 def test_the_error_does_not_carry_the_values_along(monkeypatch: pytest.MonkeyPatch) -> None:
     # A traceback with its cause would print what pydantic was given.
     with pytest.raises(SettingsError) as caught:
