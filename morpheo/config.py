@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -19,6 +20,9 @@ from morpheo.queues import consumed
 
 PREFIX = "MORPHEO_"
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+#: The brokers that Morpheo is set up for: with and without TLS, Redis also on a socket or found by Sentinel.
+_BROKERS = ("redis://", "rediss://", "redis+socket://", "sentinel://", "amqp://", "amqps://")
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 
@@ -107,6 +111,12 @@ class Settings(BaseSettings):
     )
     memory_bytes: int = Field(2 * GIB, ge=16 * MIB, description="Memory of a container, swap included")
     cpus: float = Field(1.0, gt=0, description="Processors that a container may keep busy")
+    gpus: str = Field(
+        "",
+        pattern=r"^(|all|[1-9]\d*|[\w:/-]+(,[\w:/-]*)+)$",
+        description="GPUs that containers of jobs with the tag gpu get, if they run submitted algos: all, how many, "
+        "or ids as the engine knows them, comma-separated (a comma after a single one); empty is none",
+    )
     pids: int = Field(256, gt=0, description="Processes and threads of a container")
     tmp_bytes: int = Field(256 * MIB, gt=0, description="Size of a container's /tmp")
     log_bytes: int = Field(MIB, gt=0, description="How much of a container's log is kept")
@@ -147,6 +157,17 @@ class Settings(BaseSettings):
             ("sqlite:///", "postgresql+psycopg://")
         ):
             raise ValueError("must begin with sqlite:/// or postgresql+psycopg://")
+        return value
+
+    @field_validator("broker_url")
+    @classmethod
+    def _is_a_broker(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith(_BROKERS):
+            raise ValueError(f"must begin with one of {' '.join(_BROKERS)}")
+        try:
+            _ = urlsplit(value.get_secret_value()).port
+        except ValueError:
+            raise ValueError("its port is not a number from 0 to 65535; write a colon in a password as %3A") from None
         return value
 
     @field_validator("queues")

@@ -19,6 +19,7 @@ from morpheo.failures import check_result, failed
 from morpheo.images import ImageShelf
 from morpheo.models import Artifact, ArtifactKind, Blame, Cause, Job, LearnSpec, PredictSpec, Scores, StepName
 from morpheo.performance import FILE_NAME, MAX_BYTES, parse_performance
+from morpheo.queues import GPU_TAG
 from morpheo.runtime.archive import ArchiveLimits, pack, unpack
 from morpheo.runtime.cache import NodeCache, detarget_key
 from morpheo.runtime.contract import ContainerSpec, Engines, Folder, Image, Interrupt, Owner, Profile, Step
@@ -202,6 +203,7 @@ class Execution:
             args=step.args,
             binds=self._workspace.binds(step),
             timeout_s=timeout_s,
+            gpu=step.image is Image.ALGO and GPU_TAG in self._job.spec.tags,
         )
         with self._steps.recording(step.name) as record:
             record.result = self._tools.engines[step.image].run(spec, interrupt=self._interrupt)

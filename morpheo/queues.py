@@ -16,6 +16,8 @@ from morpheo.models import JobKind, JobSpec
 
 #: Most tags of a job, and of a worker: it consumes a queue for each of their subsets.
 MAX_TAGS = 4
+#: Jobs that ask for this tag get the worker's GPUs in the containers of their algo.
+GPU_TAG = "gpu"
 _TAG = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _KINDS = frozenset(kind.value for kind in JobKind)
 

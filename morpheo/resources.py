@@ -146,6 +146,7 @@ class Resources:
                 tmp_bytes=settings.tmp_bytes,
                 log_bytes=settings.log_bytes,
                 file_bytes=max(settings.model_bytes, settings.prediction_bytes),
+                gpus=settings.gpus,
             ),
             learn_timeout_s=settings.learn_timeout_s,
             predict_timeout_s=settings.predict_timeout_s,

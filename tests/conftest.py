@@ -30,6 +30,8 @@ from tests.support.services import (
     engine_url,
     postgres_bin,
     postgres_server,
+    rabbitmq_binary,
+    rabbitmq_server,
     redis_binary,
     redis_server,
     s3_server,
@@ -172,6 +174,16 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if binary is None:
         missing("Redis")
     with redis_server(tmp_path_factory.mktemp("redis"), binary) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a RabbitMQ server."""
+    binary = rabbitmq_binary()
+    if binary is None:
+        missing("RabbitMQ")
+    with rabbitmq_server(tmp_path_factory.mktemp("rabbitmq"), binary) as url:
         yield url
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
+from morpheo.cli.common import err
 from morpheo.cli.supervisor import supervise
 from morpheo.config import PREFIX, Settings
 from morpheo.errors import Unavailable
 from morpheo.models import JobKind
-from morpheo.queues import consumed
+from morpheo.queues import GPU_TAG, consumed
 
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -54,6 +55,8 @@ def worker(name: str | None, **options: str | float | None) -> None:
     commands = node_commands(settings, name or "%h")
     if not commands:
         raise click.UsageError("nothing to do: the parallelism is 0 for every kind of job that the queues name")
+    if GPU_TAG in settings.queues and not settings.gpus:
+        err.print("[yellow]jobs with the tag gpu are taken, but their containers get none; set MORPHEO_GPUS[/]")
     _check_services()
     if len(commands) > 1:
         sys.exit(supervise(commands))

@@ -96,6 +96,8 @@ class ContainerSpec:
     binds: tuple[Bind, ...]
     #: The container is killed when it has run for so long.
     timeout_s: float
+    #: Whether it gets the GPUs of the profile.
+    gpu: bool = False
 
     @property
     def name(self) -> str:
@@ -115,6 +117,8 @@ class Profile:
     log_bytes: int
     #: Largest file that a container may write.
     file_bytes: int
+    #: What a container that asks for GPUs gets: ``all``, how many, or comma-separated ids; empty is none.
+    gpus: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,8 @@ KILL_GRACE_S = 30
 REMOVE_DEADLINE_S = 30
 #: What the engine says when an image's own program cannot be started.
 _IMAGE_ERROR = re.compile(r"exec: .*|executable file not found.*|exec format error|[Nn]o command specified")
+#: What the engine says when it cannot give a container GPUs.
+_NO_GPU = "could not select device driver"
 
 
 class DockerRuntime:
@@ -250,6 +252,11 @@ def _mapped_errors(url: str) -> Iterator[None]:
     try:
         yield
     except APIError as exc:
+        if _NO_GPU in str(exc.explanation):
+            raise RuntimeUnavailable(
+                "the container engine has no driver for GPUs; install the NVIDIA container toolkit where it runs, "
+                "or take gpu out of this worker's MORPHEO_QUEUES"
+            ) from exc
         # What the engine says may name folders of this machine: it is for the log, by way of `from`.
         raise RuntimeUnavailable("the container engine refused a call; see the worker's log") from exc
     except (DockerException, requests.RequestException, HTTPError) as exc:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from docker.types import HostConfig, LogConfig, Mount, Ulimit
+from docker.types import DeviceRequest, HostConfig, LogConfig, Mount, Ulimit
 
 from morpheo.runtime.contract import ContainerSpec, Owner, Profile
 
@@ -80,4 +80,11 @@ def _host_config(spec: ContainerSpec, profile: Profile) -> HostConfig:
             Mount(type="bind", source=str(bind.source), target=bind.target, read_only=not bind.writable)
             for bind in spec.binds
         ],
+        device_requests=[_gpu_request(profile.gpus)] if spec.gpu and profile.gpus else None,
     )
+
+
+def _gpu_request(gpus: str) -> DeviceRequest:
+    if gpus == "all" or gpus.isdecimal():
+        return DeviceRequest(count=-1 if gpus == "all" else int(gpus), capabilities=[["gpu"]])
+    return DeviceRequest(device_ids=[name for name in gpus.split(",") if name], capabilities=[["gpu"]])

@@ -62,11 +62,15 @@ def connected() -> Iterator[Connection]:
 
 @contextmanager
 def _mapped_errors() -> Iterator[None]:
+    broker = app.connection_for_write()  # not a connection yet: it knows its kinds of errors, and its address
     try:
         yield
     except (OperationalError, OSError) as exc:
-        url = app.connection_for_write().as_uri()  # without its password
-        raise BrokerUnavailable(f"no broker answers at {url}; start it, or set MORPHEO_BROKER_URL") from exc
+        message = f"no broker answers at {broker.as_uri()}; start it, or set MORPHEO_BROKER_URL"
+        raise BrokerUnavailable(message) from exc
+    except (*broker.connection_errors, *broker.channel_errors) as exc:
+        message = f"the broker at {broker.as_uri()} refuses: {exc}; set MORPHEO_BROKER_URL"
+        raise BrokerUnavailable(message) from exc
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -331,6 +331,18 @@ def test_a_mount_whose_folder_is_missing_is_refused(docker_bench: Bench, tmp_pat
         docker_bench.run(binds=(Bind(source=tmp_path / "nowhere", target="/in"),))
     assert str(tmp_path) not in str(refused.value)
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.docker
+def test_the_engine_is_asked_for_gpus_and_what_it_lacks_is_said(docker_bench: Bench) -> None:
+    # No machine that tests this has a GPU: the engine's refusal shows that it was asked.
+    runtime = DockerRuntime(engine_url(), profile=replace(PROFILE, gpus="all"), node="tests-gpu", timeout_s=60)
+    spec = docker_bench.spec(["print", "x"])
+    with pytest.raises(RuntimeUnavailable, match="no driver for GPUs; install the NVIDIA container toolkit"):
+        runtime.run(replace(spec, gpu=True), interrupt=docker_bench.interrupt)
+    assert runtime.run(spec, interrupt=docker_bench.interrupt).exit_code == 0
+    assert runtime.owners() == []
+    runtime._client.close()
 
 
 @pytest.mark.docker

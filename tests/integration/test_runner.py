@@ -7,6 +7,7 @@ import io
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -14,8 +15,18 @@ import pytest
 
 from morpheo.errors import DatabaseUnavailable, InvalidInput, NotFound, StorageUnavailable
 from morpheo.execution import MODEL_FILE
-from morpheo.models import ArtifactKind, AttemptOutcome, Blame, Cause, Job, JobState, LearnSpec, Scores, StepName
-from morpheo.runtime.contract import BuildSpec, ContainerSpec, Engines, Image, Interrupt, Owner
+from morpheo.models import (
+    ArtifactKind,
+    AttemptOutcome,
+    Blame,
+    Cause,
+    Job,
+    JobSpec,
+    JobState,
+    Scores,
+    StepName,
+)
+from morpheo.runtime.contract import BuildSpec, ContainerSpec, Engines, Image, Interrupt, Owner, StepResult
 from morpheo.storage.database import Database
 from morpheo.storage.jobs import JobRepository
 from morpheo.testing import FakeContainer, FakeRuntime, make_archive
@@ -28,7 +39,7 @@ def bench(sqlite_url: str, tmp_path: Path) -> Workbench:
     return make_workbench(sqlite_url, tmp_path / "node")
 
 
-def run(bench: Workbench, spec: LearnSpec | None = None) -> Job:
+def run(bench: Workbench, spec: JobSpec | None = None) -> Job:
     """Order a job and make one attempt at it; the node must be clean afterwards."""
     job = bench.resources.jobs.submit(spec or bench.learn_spec())
     ended = bench.resources.runner.run(job.id)
@@ -565,6 +576,27 @@ def test_an_image_that_was_refused_has_no_tag(bench: Workbench) -> None:
     run(bench, bench.learn_spec(algo=bad))
     assert bench.runtime.find_image(f"morpheo/algo:{digest}") is None
     assert not [tag for tag in bench.runtime._tags if "unchecked" in tag]
+
+
+@pytest.mark.parametrize(
+    ("tags", "with_gpu"), [((), set()), (("big-memory",), set()), (("gpu",), {"train", "predict"})]
+)
+def test_only_the_algo_of_a_job_that_asks_gets_gpus(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, tags: tuple[str, ...], with_gpu: set[str]
+) -> None:
+    specs: list[ContainerSpec] = []
+    run_container = bench.runtime.run
+
+    def recording(spec: ContainerSpec, *, interrupt: Interrupt) -> StepResult:
+        specs.append(spec)
+        return run_container(spec, interrupt=interrupt)
+
+    monkeypatch.setattr(bench.runtime, "run", recording)
+    learned = bench.learn_spec(tags=tags)
+    run(bench, learned)
+    run(bench, replace(bench.predict_spec(learned.model_end), tags=tags))
+    assert [spec.step for spec in specs] == ["detarget", "train", "perf", "predict"]
+    assert {str(spec.step) for spec in specs if spec.gpu} == with_gpu
 
 
 def test_an_order_is_accepted_when_the_broker_is_down(bench: Workbench) -> None:

@@ -217,3 +217,50 @@ def redis_server(folder: Path, binary: str, *options: str) -> Iterator[str]:
 
         wait_until(answers, what="Redis")
         yield f"redis://127.0.0.1:{port}/0"
+
+
+def rabbitmq_binary() -> Path | None:
+    """Return the RabbitMQ server, None if it is not installed."""
+    # Not the one on the path, which becomes the package's user.
+    program = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+    return program if program.exists() else None
+
+
+@contextmanager
+def rabbitmq_server(folder: Path, binary: Path) -> Iterator[str]:
+    """Run RabbitMQ; gives its URL without a virtual host."""
+    ports = {name: free_port() for name in ("amqp", "dist", "epmd")}
+    (folder / "enabled_plugins").write_text("[].")
+    (folder / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{ports['amqp']}\nlog.console = true\n")
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),  # for Erlang's cookie
+        "RABBITMQ_NODENAME": f"morpheo-{ports['amqp']}@localhost",
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+        "RABBITMQ_CONF_ENV_FILE": str(folder / "no-env.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(folder / "logs"),
+        "RABBITMQ_PID_FILE": str(folder / "pid"),
+        "RABBITMQ_DIST_PORT": str(ports["dist"]),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_EPMD_PORT": str(ports["epmd"]),
+    }
+    # Erlang's port mapper is a process of its own, which the server would leave behind.
+    with (
+        child(["epmd"], folder / "epmd.log", env=environment),
+        child([str(binary)], folder / "log", cwd=folder, env=environment) as process,
+    ):
+
+        def answers() -> bool:
+            assert process.poll() is None, (folder / "log").read_text()[-2000:]
+            try:
+                with socket.create_connection(("127.0.0.1", ports["amqp"]), timeout=2) as peer:
+                    peer.sendall(b"AMQP\x00\x00\x09\x01")
+                    return peer.recv(1) == b"\x01"
+            except OSError:
+                return False
+
+        wait_until(answers, timeout_s=60, what="RabbitMQ")
+        yield f"amqp://guest:guest@127.0.0.1:{ports['amqp']}"

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from morpheo.config import Settings
-from morpheo.models import ArtifactKind, JobState, LearnSpec
+from morpheo.models import ArtifactKind, JobState, LearnSpec, spec_to_dict
 from morpheo.resources import Resources
 from morpheo.storage import migrate
 from morpheo.testing import RecordingPublisher
@@ -25,6 +25,13 @@ from tests.support.workbench import Workbench, make_workbench
 
 #: Waits for a folder that only its node can make.
 HELD = "import os, time\nwhile not os.path.isdir('/data/train/go'): time.sleep(0.05)\n" + ALGO
+
+_SUBMIT = """
+import json
+from morpheo.models import JobKind, spec_from_dict
+from morpheo.tasks import process_resources
+process_resources().jobs.submit(spec_from_dict(JobKind.LEARN, json.loads(input())))
+"""
 
 
 @dataclass
@@ -66,14 +73,36 @@ class Site:
         """Return what `morpheo workers list` shows, by node."""
         return {node["name"]: node for node in json.loads(self.cli("workers", "list", "--json"))}
 
-    def order(self, *, held: bool = False, **changes: Any) -> LearnSpec:
-        """Order a learn job: one whose container waits for `release`, or one that fails as soon as it runs."""
+    def order(self, *, held: bool = False, published: bool = False, **changes: Any) -> LearnSpec:
+        """
+        Order a learn job: one whose container waits for `release`, or one that fails as soon as it runs.
+
+        Published, as an API does it, or not, so that a worker's sweeper has to.
+        """
         archive = image_archive(HELD) if held else b"no archive"
         algo = self.bench.store(ArtifactKind.ALGO, archive, name="x")
         problem = self.bench.store(ArtifactKind.PROBLEM, image_archive(PROBLEM), name="p", description="p")
         spec = self.bench.learn_spec(algo=algo, workflow=problem, **changes)
-        self.resources.jobs.submit(spec)
+        if published:
+            self.python(_SUBMIT, json.dumps(spec_to_dict(spec)))
+        else:
+            self.resources.jobs.submit(spec)
         return spec
+
+    def backlog(self, queue: str) -> int:
+        """Return how many messages wait in a queue, as a sweeper sees it."""
+        return int(
+            self.python("from morpheo.tasks import CeleryPublisher; print(CeleryPublisher().backlog(input()))", queue)
+        )
+
+    def python(self, code: str, text: str) -> str:
+        """Run code in a process with the site's settings; gives what it prints."""
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(
+            command, env=self.environment, cwd=self.folder, input=text, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def release(self, spec: LearnSpec, *, attempt: int = 1) -> None:
         """Let the container of a held job go on."""

@@ -33,6 +33,12 @@ def read(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
         ("data_dir", "/srv/morpheo", Path("/srv/morpheo")),
         ("log_level", "DEBUG", "DEBUG"),
         ("retry_delay_s", "0", 0.0),
+        ("queues", "gpu, learn", ("gpu", "learn")),
+        ("predict_parallelism", "0", 0),
+        ("gpus", "all", "all"),
+        ("gpus", "2", "2"),
+        ("gpus", "0,", "0,"),
+        ("gpus", "GPU-8c3f,MIG-1/2", "GPU-8c3f,MIG-1/2"),
     ],
 )
 def test_a_setting_is_read_from_its_variable(
@@ -65,6 +71,12 @@ def test_settings_of_other_programs_are_ignored(monkeypatch: pytest.MonkeyPatch)
         ("s3_bucket", "ab", "at least 3 characters"),
         ("user", "", "at least 1 character"),
         ("log_level", "LOUD", "DEBUG|INFO|WARNING|ERROR"),
+        ("gpus", "0", "should match pattern"),
+        ("gpus", "any", "should match pattern"),
+        ("queues", "learn,GPU", "'GPU' is not a tag"),
+        ("queues", "", "name at least one of learn, predict, or a tag"),
+        ("queues", "a,b,c,d,e", "at most 4 tags"),
+        ("learn_parallelism", "-1", "greater than or equal to 0"),
         ("heartbeat_s", "15.1", "at most half of MORPHEO_LEASE_S (30), or leases run out"),
     ],
 )
@@ -87,6 +99,16 @@ def test_the_url_of_another_database_is_refused_without_its_password(monkeypatch
         read(monkeypatch, database_url=url)
     assert str(caught.value).startswith("MORPHEO_DATABASE_URL=***: ")
     assert "hunter2" not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://user:hunter2@host", "hunter2", "", "sqs://hunter2", "redis://host:hunter2", "redis://host:70000/0"]
+)
+def test_the_url_of_another_broker_is_refused_without_its_password(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    with pytest.raises(SettingsError, match=r"must begin with one of redis:// .* amqps://|its port is not") as caught:
+        read(monkeypatch, broker_url=url)
+    assert str(caught.value).startswith("MORPHEO_BROKER_URL=***: ")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_the_error_does_not_carry_the_values_along(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -167,6 +168,33 @@ def test_mounts_are_binds_and_read_only_unless_listed_as_writable(host: dict[str
 def test_a_bind_is_read_only_if_nobody_says_anything() -> None:
     host = create_arguments(make_spec(binds=(Bind(source=Path("/a"), target="/b"),)), PROFILE, node="n")["host_config"]
     assert [mount["ReadOnly"] for mount in host["Mounts"]] == [True]
+
+
+def gpu_requests(gpus: str, *, gpu: bool) -> Any:
+    """Return the device requests of a container, in the engine's own words."""
+    profile = dataclasses.replace(PROFILE, gpus=gpus)
+    return create_arguments(make_spec(gpu=gpu), profile, node="n")["host_config"].get("DeviceRequests")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "count", "ids"),
+    [
+        ("all", -1, []),
+        ("2", 2, []),
+        ("0,3", 0, ["0", "3"]),
+        ("0,", 0, ["0"]),
+        ("GPU-8c3f0a2e,MIG-77", 0, ["GPU-8c3f0a2e", "MIG-77"]),
+    ],
+)
+def test_a_container_that_asks_for_gpus_gets_those_of_the_profile(gpus: str, count: int, ids: list[str]) -> None:
+    assert gpu_requests(gpus, gpu=True) == [
+        {"Driver": "", "Count": count, "DeviceIDs": ids, "Capabilities": [["gpu"]], "Options": {}}
+    ]
+
+
+@pytest.mark.parametrize(("gpus", "gpu"), [("all", False), ("", True), ("", False)])
+def test_no_other_container_gets_any(gpus: str, *, gpu: bool) -> None:
+    assert not gpu_requests(gpus, gpu=gpu)
 
 
 def test_a_container_says_whose_it_is(arguments: dict[str, Any]) -> None:
