@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 
 import click
 from pydantic import SecretStr
@@ -20,8 +21,12 @@ from morpheo.storage import migrate as migrations
 
 @click.command()
 @json_option
-def config(as_json: bool) -> None:
+@click.option("--markdown", is_flag=True, help="Print the page docs/settings.md, which has no values.")
+def config(as_json: bool, markdown: bool) -> None:
     """List every setting: its variable, value, default and meaning. Secrets are masked."""
+    if markdown:
+        click.echo(settings_page(), nl=False)
+        return
     settings = Settings.from_env()
     rows = []
     for name, field in Settings.model_fields.items():
@@ -45,6 +50,23 @@ def config(as_json: bool) -> None:
     known = {row["variable"] for row in rows}
     for name in sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known):
         err.print(f"[yellow]{name} is set, but there is no such setting[/]")
+
+
+def settings_page() -> str:
+    """Return docs/settings.md: a table of variables, defaults and meanings."""
+    lines = [
+        "# Settings",
+        "",
+        "Environment variables, read once at the start; `morpheo config` shows the values in force. A value that cannot be",
+        "used stops the start with one line. Sizes are bytes, times are seconds. `morpheo config --markdown` writes this page.",
+        "",
+        "| variable | default | meaning |",
+        "| --- | --- | --- |",
+    ]
+    for name, field in Settings.model_fields.items():
+        default = _shown(field.default).replace(str(Path.home()), "~").replace("|", "\\|")
+        lines.append(f"| `{PREFIX}{name.upper()}` | {default and f'`{default}`'} | {field.description} |")
+    return "\n".join(lines) + "\n"
 
 
 def _shown(value: object) -> str:

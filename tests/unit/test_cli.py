@@ -141,3 +141,10 @@ def test_an_id_that_is_none_is_a_usage_error(runner: CliRunner) -> None:
     result = runner.invoke(morpheo, ["jobs", "show", "12"])
     assert result.exit_code == EXIT_USAGE
     assert "'12' is not a UUID" in result.output
+
+
+def test_the_page_of_settings_is_up_to_date(runner: CliRunner) -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "settings.md").read_text()
+    assert page == runner.invoke(morpheo, ["config", "--markdown"]).output, (
+        "morpheo config --markdown >docs/settings.md"
+    )
