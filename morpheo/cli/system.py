@@ -57,8 +57,8 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Environment variables, read once at the start; `morpheo config` shows the values in force. A value that cannot",
-        "be used stops the start with one line. Sizes are bytes, times are seconds. This page is what",
+        "Environment variables, read once at the start; `morpheo config` shows the values in force. A value that",
+        "cannot be used stops the start with one line. Sizes are bytes, times are seconds. This page is what",
         "`morpheo config --markdown` prints.",
         "",
         "| variable | default | meaning |",
