@@ -50,6 +50,11 @@ def writing(formatter: logging.Formatter) -> Iterator[io.StringIO]:
     LOGGER.removeHandler(handler)
 
 
+@pytest.fixture(autouse=True)
+def nothing_said_before() -> None:
+    logs.about_nothing()  # the requests of other tests' clients end without it
+
+
 LOGGER = logging.getLogger("morpheo.test_logs")
 LOGGER.setLevel(logging.DEBUG)
 
