@@ -255,10 +255,8 @@ def spec_to_dict(spec: JobSpec) -> dict[str, Any]:
             return str(value)
         return [str(item) for item in value] if isinstance(value, tuple) else value
 
-    values = {name: plain(value) for name, value in dataclasses.asdict(spec).items()}
-    if not spec.tags:  # as it was before there were tags: the digest of an order must not change
-        del values["tags"]
-    return values
+    # Without tags it is what it was before there were any: the digest of an order must not change.
+    return {name: plain(value) for name, value in dataclasses.asdict(spec).items() if name != "tags" or value}
 
 
 def spec_from_dict(kind: JobKind, values: dict[str, Any]) -> JobSpec:

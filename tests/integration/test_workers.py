@@ -89,7 +89,7 @@ def test_a_worker_that_is_stopped_gives_its_job_back(site: Site) -> None:
     spec = site.order(held=True)
     site.wait_for_step(spec.id, "train")
     process.terminate()
-    process.wait(30)
+    assert process.wait(30) == 0
     job = site.resources.jobs.get(spec.id)
     assert (job.state, job.strikes) == (JobState.QUEUED, 0)
     assert job.attempts[0].outcome is AttemptOutcome.RELEASED
