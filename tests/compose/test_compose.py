@@ -19,6 +19,7 @@ from tests.support.services import wait_until
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 
 PATIENCE_S = 120
+SOCKET = "unix:///run/engine/docker.sock"
 SERVICES = {
     "compute-api": 8081,
     "storage-api": 8082,
@@ -163,7 +164,7 @@ def test_the_probe_finds_what_there_is_to_find(deployment: Deployment) -> None:
 
 
 def test_an_image_of_a_problem_is_not_in_the_engine_of_algos(deployment: Deployment) -> None:
-    listed = ["docker", "--host", "unix:///run/engine/docker.sock", "images", "--format", "{{.Repository}}"]
+    listed = ["docker", "--host", SOCKET, "images", "--filter", "dangling=false", "--format", "{{.Repository}}"]
     order = make_order(deployment.storage)
     deployment.compute.submit(order)
     deployment.compute.wait(order.id, timeout_s=PATIENCE_S)
@@ -206,6 +207,45 @@ def test_every_service_runs_with_little(deployment: Deployment) -> None:
         if name.endswith("-engine"):
             assert (host["NetworkMode"], host["ReadonlyRootfs"], host["CgroupnsMode"]) == ("none", True, "private")
             assert sorted(name.removeprefix("CAP_") for name in host["CapAdd"]) == ["NET_ADMIN", "SYS_ADMIN"]
+
+
+def running_in(deployment: Deployment, engine: str, job_id: UUID) -> list[str]:
+    """Return the ids of a job's containers in one of the two engines."""
+    command = ["docker", "--host", SOCKET, "ps", "--quiet", "--no-trunc", "--filter", f"label=morpheo.job={job_id}"]
+    return deployment.compose("exec", "-T", engine, *command).split()
+
+
+def test_a_killed_inner_daemon_comes_back_and_the_job_ends(deployment: Deployment) -> None:
+    algo = store_algo(deployment.storage, "import time\ntime.sleep(8)\n" + ALGO)
+    order = make_order(deployment.storage, algo=algo)
+    deployment.compute.submit(order)
+    wait_until(lambda: bool(running_in(deployment, "algo-engine", order.id)), timeout_s=PATIENCE_S, what="train")
+    started = deployment.engine.inspect_container(deployment.container("algo-engine"))["State"]["StartedAt"]
+    deployment.compose("exec", "-T", "algo-engine", "sh", "-c", "kill -KILL $(pidof dockerd)")
+    job = deployment.compute.wait(order.id, timeout_s=PATIENCE_S)
+    assert job.state is JobState.SUCCEEDED, job.failure
+    assert deployment.engine.inspect_container(deployment.container("algo-engine"))["State"]["StartedAt"] == started
+
+
+def test_what_runs_in_an_engine_stays_below_the_engine_s_limits(deployment: Deployment) -> None:
+    algo = store_algo(deployment.storage, "import time\ntime.sleep(8)\n" + ALGO)
+    order = make_order(deployment.storage, algo=algo)
+    deployment.compute.submit(order)
+    wait_until(lambda: bool(running_in(deployment, "algo-engine", order.id)), timeout_s=PATIENCE_S, what="train")
+    (nested,) = running_in(deployment, "algo-engine", order.id)
+    outer = deployment.container("algo-engine")
+    groups = {line for path in Path("/proc").glob("[0-9]*/cgroup") for line in lines_of(path) if nested in line}
+    assert groups
+    assert all(outer in line.partition(nested)[0] for line in groups), groups
+    deployment.compute.wait(order.id, timeout_s=PATIENCE_S)
+
+
+def lines_of(path: Path) -> list[str]:
+    """Return the lines of a process's file, none if it has ended meanwhile."""
+    try:
+        return path.read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 @pytest.mark.timeout(900)
