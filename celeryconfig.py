@@ -35,7 +35,7 @@ broker_transport_options: dict[str, object] = (
         "socket_keepalive": True,
         "socket_connect_timeout": 5,
         "socket_timeout": 15,  # or a broker that hangs would hold a request of the API for ever
-        "health_check_interval": 25,
+        "health_check_interval": 10,  # a connection that only the worker still knows is noticed so soon
     }
 )
 

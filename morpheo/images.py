@@ -127,7 +127,8 @@ class ImageShelf:
         engine.retag_image(image_id, tag)
         packed.unlink()
         context.unlink()
-        return image_id
+        # Another node on the same engine may have built it too, and have taken the tag: ours is then gone.
+        return engine.find_image(tag) or image_id
 
     def _built(self, result: BuildResult, step: StepName, blame: Blame) -> str:
         if result.timed_out:

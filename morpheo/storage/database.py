@@ -19,6 +19,9 @@ from morpheo.storage.statistics import StatisticsRepository
 
 #: How long a statement waits for a lock, in seconds.
 LOCK_TIMEOUT_S = 10
+#: How long a connection may be without a sign of life from the server's machine, in seconds. Without a limit, a
+#: statement whose answer was lost on the way would wait for hours.
+SILENCE_S = 10
 
 
 class UnitOfWork:
@@ -102,6 +105,9 @@ def _create_engine(url: str) -> Engine:
             pool_timeout=LOCK_TIMEOUT_S,
             connect_args={
                 "connect_timeout": 5,
+                "keepalives_idle": SILENCE_S // 2,
+                "keepalives_interval": SILENCE_S // 5,
+                "tcp_user_timeout": SILENCE_S * 1000,
                 "options": f"-c lock_timeout={LOCK_TIMEOUT_S}s -c statement_timeout=30s"
                 " -c idle_in_transaction_session_timeout=60s",
             },

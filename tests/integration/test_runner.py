@@ -599,6 +599,24 @@ def test_only_the_algo_of_a_job_that_asks_gets_gpus(
     assert {str(spec.step) for spec in specs if spec.gpu} == with_gpu
 
 
+def test_an_image_that_another_node_builds_at_the_same_time_is_used(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = bench.runtime
+    retag = runtime.retag_image
+
+    def lose(image_id: str, tag: str) -> None:
+        """Take the tag for a twin, as if another node had been faster; the engine then removes what has no tag."""
+        retag(image_id, tag)
+        twin = f"{image_id}-twin"
+        runtime._images[twin] = runtime._images[image_id]
+        retag(twin, tag)
+        runtime.remove_image(image_id)
+
+    monkeypatch.setattr(runtime, "retag_image", lose)
+    assert run(bench).state is JobState.SUCCEEDED
+
+
 def test_an_order_is_accepted_when_the_broker_is_down(bench: Workbench) -> None:
     bench.publisher.down = True
     spec = bench.learn_spec()

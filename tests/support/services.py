@@ -1,4 +1,4 @@
-"""Real servers for tests, each a child process with its data in a temporary folder and nothing but loopback."""
+"""Real servers for tests: child processes with their data in a temporary folder, on loopback unless told otherwise."""
 
 from __future__ import annotations
 
@@ -90,9 +90,10 @@ def child(
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where an S3 server is, and how to be let in."""
+    """Where an S3 server is, how to be let in, and its process, which tests may stop for a while."""
 
     endpoint: str
+    pid: int
     access_key: str = "morpheo-key"
     secret_key: str = "morpheo-secret"
     #: A user who can read, and nothing else.
@@ -107,18 +108,17 @@ def weed_binary() -> Path | None:
 
 
 @contextmanager
-def s3_server(folder: Path, binary: Path) -> Iterator[S3Server]:
+def s3_server(folder: Path, binary: Path, *, host: str = "127.0.0.1") -> Iterator[S3Server]:
     """Run SeaweedFS with its S3 gateway."""
     ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
-    server = S3Server(f"127.0.0.1:{ports['s3']}")
     identity = {
         "name": "tests",
-        "credentials": [{"accessKey": server.access_key, "secretKey": server.secret_key}],
+        "credentials": [{"accessKey": S3Server.access_key, "secretKey": S3Server.secret_key}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     reader = {
         "name": "reader",
-        "credentials": [{"accessKey": server.reader_key, "secretKey": server.reader_secret}],
+        "credentials": [{"accessKey": S3Server.reader_key, "secretKey": S3Server.reader_secret}],
         "actions": ["Read", "List"],
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity, reader]}))
@@ -127,7 +127,7 @@ def s3_server(folder: Path, binary: Path) -> Iterator[S3Server]:
         str(binary),
         "server",
         f"-dir={folder / 'data'}",
-        "-ip=127.0.0.1",
+        f"-ip={host}",
         "-s3",
         f"-s3.config={folder / 's3.json'}",
     ]
@@ -139,6 +139,7 @@ def s3_server(folder: Path, binary: Path) -> Iterator[S3Server]:
     ]
     # Its orderly end takes 20 seconds, and its data is thrown away.
     with child(command, folder / "log", cwd=folder, stop_signal=signal.SIGKILL) as process:
+        server = S3Server(f"{host}:{ports['s3']}", process.pid)
 
         def answers() -> bool:
             assert process.poll() is None, (folder / "log").read_text()[-2000:]
@@ -159,8 +160,8 @@ def postgres_bin() -> Path | None:
 
 
 @contextmanager
-def postgres_server(folder: Path, binaries: Path) -> Iterator[str]:
-    """Run PostgreSQL on a Unix socket; gives the part of a URL after the database's name."""
+def postgres_server(folder: Path, binaries: Path, *, host: str = "") -> Iterator[str]:
+    """Run PostgreSQL on a Unix socket, and at an address for that address's network; gives the socket's folder."""
     data = folder / "data"
     as_user: dict[str, Any] = {}
     if os.getuid() == 0:  # PostgreSQL refuses to run as root; its package made a user
@@ -173,7 +174,14 @@ def postgres_server(folder: Path, binaries: Path) -> Iterator[str]:
         cwd=folder,
         **as_user,
     )
-    options = {"unix_socket_directories": str(folder), "listen_addresses": "", "fsync": "off", "max_connections": "100"}
+    with (data / "pg_hba.conf").open("a") as rules:
+        rules.write("host all all samenet trust\n")
+    options = {
+        "unix_socket_directories": str(folder),
+        "listen_addresses": host,
+        "fsync": "off",
+        "max_connections": "100",
+    }
     command = [str(binaries / "postgres"), "-D", str(data)]
     command += [argument for name, value in options.items() for argument in ("-c", f"{name}={value}")]
     with child(command, folder / "log", cwd=folder, **as_user):
@@ -201,22 +209,22 @@ def redis_binary() -> str | None:
 
 
 @contextmanager
-def redis_server(folder: Path, binary: str, *options: str) -> Iterator[str]:
+def redis_server(folder: Path, binary: str, *options: str, host: str = "127.0.0.1") -> Iterator[str]:
     """Run Redis without persistence, unless options say otherwise; gives its URL, without a password."""
     port = free_port()
-    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder), *options]
+    command = [binary, "--port", str(port), "--bind", host, "--save", "", "--dir", str(folder), *options]
     with child(command, folder / "log"):
 
         def answers() -> bool:
             try:
-                with socket.create_connection(("127.0.0.1", port), timeout=2) as peer:
+                with socket.create_connection((host, port), timeout=2) as peer:
                     peer.sendall(b"PING\r\n")
                     return peer.recv(16).startswith((b"+PONG", b"-NOAUTH"))
             except OSError:
                 return False
 
         wait_until(answers, what="Redis")
-        yield f"redis://127.0.0.1:{port}/0"
+        yield f"redis://{host}:{port}/0"
 
 
 def rabbitmq_binary() -> Path | None:

@@ -7,14 +7,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from morpheo.config import Settings
+from morpheo.config import PREFIX, Settings
 from morpheo.models import ArtifactKind, JobState, LearnSpec, spec_to_dict
 from morpheo.resources import Resources
 from morpheo.storage import migrate
@@ -47,11 +47,14 @@ class Site:
     def resources(self) -> Resources:
         return self.bench.resources
 
-    def start(self, name: str, *options: str, nodes: int = 2) -> subprocess.Popen[bytes]:
-        """Start a worker and wait for its nodes."""
+    def start(
+        self, name: str, *options: str, nodes: int = 2, wrapper: Sequence[str] = (), **settings: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker, by a program that runs its command or directly, and wait for its nodes."""
         log = self.folder / f"{name}.log"
-        command = [sys.executable, "-m", "morpheo", "worker", "--name", name, *options]
-        process = self.stack.enter_context(child(command, log, cwd=self.folder, env=self.environment))
+        command = [*wrapper, sys.executable, "-m", "morpheo", "worker", "--name", name, *options]
+        environment = {**self.environment, **settings}
+        process = self.stack.enter_context(child(command, log, cwd=self.folder, env=environment))
         wait_until(
             lambda: log.read_text().count(" ready.") == nodes or process.poll() is not None, what=f"worker {name}"
         )
@@ -136,7 +139,8 @@ def make_site(folder: Path, broker_url: str, **settings: str) -> Iterator[Site]:
         "MORPHEO_STOP_GRACE_S": "1",
         **settings,
     }
-    resources = Resources(Settings(data_dir=data_dir), RecordingPublisher())
+    values = {name.removeprefix(PREFIX).lower(): value for name, value in settings.items()}
+    resources = Resources(Settings(data_dir=data_dir, **values), RecordingPublisher())  # type: ignore[arg-type]
     migrate.upgrade(resources.database)
     bench = make_workbench(resources.settings.database, data_dir)
     vars(bench.resources)["blobs"] = resources.blobs
