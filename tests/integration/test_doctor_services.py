@@ -333,7 +333,7 @@ def test_a_server_without_tls(s3: S3Server) -> None:
 
 
 def test_no_s3() -> None:
-    found = failed(blob_findings(S3Server(f"127.0.0.1:{free_port()}")), "blobs.answers")
+    found = failed(blob_findings(S3Server(f"127.0.0.1:{free_port()}", pid=0)), "blobs.answers")
     assert "no S3 server answers" in found.cause
     assert "Connection refused" in found.cause
 
