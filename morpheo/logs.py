@@ -180,7 +180,7 @@ def make_redact(settings: Settings) -> Redact:
 
 def _secrets(settings: Settings) -> set[str]:
     password = settings.password.get_secret_value()
-    found = {settings.s3_access_key, base64.b64encode(f"{settings.user}:{password}".encode()).decode()}
+    found = {base64.b64encode(f"{settings.user}:{password}".encode()).decode()}
     for name in type(settings).model_fields:
         value: Any = getattr(settings, name)
         if isinstance(value, SecretStr):

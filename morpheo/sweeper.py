@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 from morpheo.artifacts import ArtifactService
-from morpheo.errors import NotFound, Unavailable
+from morpheo.errors import NotFound, RuntimeUnavailable, Unavailable
 from morpheo.failures import worker_lost
 from morpheo.jobs import Publisher
 from morpheo.models import AttemptOutcome, Job, JobKind, JobState
 from morpheo.queues import queue_name
-from morpheo.runtime.contract import Engines, Owner
+from morpheo.runtime.contract import ContainerRuntime, Engines, Owner
 from morpheo.runtime.workspace import owner_of, remove_tree
 from morpheo.storage.database import Database, UnitOfWork
 
@@ -124,15 +124,25 @@ class Sweeper:
     def clean_node(self) -> int:
         """Remove containers and workspaces of attempts that are over; return how many attempts there were."""
         folders = {path: owner for path in _children(self._work_dir) if (owner := owner_of(path)) is not None}
-        owners = {owner for engine in self._engines for owner in engine.owners()}
-        over = {owner for owner in owners.union(folders.values()) if not self._is_live(owner)}
-        for owner in over:
-            for engine in self._engines:
-                engine.remove(owner)
+        over = {owner for owner in folders.values() if not self._is_live(owner)}
+        failure: RuntimeUnavailable | None = None
+        for engine in self._engines:
+            try:
+                over |= self._clean_engine(engine, over)
+            except RuntimeUnavailable as exc:
+                failure = exc  # the other engine is cleaned all the same
+        if failure is not None:
+            raise failure
         for path, owner in folders.items():
             if owner in over:
                 remove_tree(path)
         return len(over)
+
+    def _clean_engine(self, engine: ContainerRuntime, over: set[Owner]) -> set[Owner]:
+        found = {owner for owner in engine.owners() if not self._is_live(owner)}
+        for owner in over | found:
+            engine.remove(owner)
+        return found
 
     def _is_live(self, owner: Owner) -> bool:
         try:

@@ -23,7 +23,7 @@ from morpheo.client import ComputeClient, StorageClient
 from morpheo.models import JobState
 from tests.support.checkout import ROOT, SERVICES, copy_of_checkout
 from tests.support.jobs import make_order
-from tests.support.services import answers, engine_url, free_port, wait_until
+from tests.support.services import answers, engine_url, free_port, redis_binary, redis_server, wait_until
 
 pytestmark = pytest.mark.docker
 
@@ -136,10 +136,36 @@ def test_the_three_images_do_a_job(images: dict[str, str], redis_url: str, folde
         wait_until(lambda: health(worker) == "healthy", timeout_s=60, what="the worker's health")
 
 
-def test_a_worker_that_does_not_reach_its_broker_is_not_healthy(images: dict[str, str]) -> None:
-    options = ["--network=none", "--health-interval=1s", "--health-start-period=1s", "--health-retries=3"]
-    with running(*options, "--tmpfs=/var/lib/morpheo", images["compute-worker"]) as container:
-        wait_until(lambda: health(container) == "unhealthy", timeout_s=60, what="illness")
+def test_a_worker_without_its_broker_says_so_and_does_not_start(images: dict[str, str]) -> None:
+    options = ["--network=none", "--tmpfs=/var/lib/morpheo"]
+    name = f"lonely-{uuid4().hex[:8]}"
+    done = subprocess.run(
+        ["docker", "run", "--rm", f"--name={name}", *HARDENED, *options, images["compute-worker"]],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 69, done.stderr
+    assert "no broker answers" in done.stderr
+
+
+@pytest.mark.redis
+def test_a_worker_that_loses_its_broker_becomes_unhealthy(images: dict[str, str], folder: Path, tmp_path: Path) -> None:
+    """Thirty seconds after the last beat, and three looks."""
+    binary = redis_binary()
+    assert binary is not None
+    socket = Path(engine_url().removeprefix("unix://"))
+    options = ["--network=host", "--health-interval=1s", "--health-start-period=1s", "--health-retries=3"]
+    options += [f"--volume={folder}:{folder}", f"--env=MORPHEO_DATA_DIR={folder}"]
+    options += [f"--volume={socket}:/var/run/docker.sock", f"--group-add={socket.stat().st_gid}"]
+    with ExitStack() as stack:
+        with redis_server(tmp_path, binary) as url:
+            options.append(f"--env=MORPHEO_BROKER_URL={url}")
+            docker("run", "--rm", *HARDENED, *options, images["compute-api"], "migrate")
+            worker = stack.enter_context(running(*options, images["compute-worker"]))
+            wait_until(lambda: health(worker) == "healthy", timeout_s=60, what="health")
+        wait_until(lambda: health(worker) == "unhealthy", timeout_s=120, what="illness")
 
 
 def test_flower_runs_from_the_image_of_the_compute_api(images: dict[str, str], redis_url: str) -> None:

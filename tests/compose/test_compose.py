@@ -19,7 +19,6 @@ from tests.support.services import wait_until
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 
 PATIENCE_S = 120
-SOCKET = "unix:///run/engine/docker.sock"
 SERVICES = {
     "compute-api": 8081,
     "storage-api": 8082,
@@ -127,7 +126,7 @@ def test_builds_reach_nothing(deployment: Deployment) -> None:
     files = {
         "Dockerfile": 'FROM morpheo/base:1\nCOPY probe.py program.py /\nRUN ["python3", "/probe.py"]\n'
         'ENTRYPOINT ["python3", "-S", "/program.py"]\n',
-        "probe.py": probe(deployment) + COMPLAIN,
+        "probe.py": probe(deployment) + CAPABILITIES + COMPLAIN,
     }
     storage = deployment.storage
     problem = make_archive({**files, "program.py": PROBLEM})
@@ -164,7 +163,7 @@ def test_the_probe_finds_what_there_is_to_find(deployment: Deployment) -> None:
 
 
 def test_an_image_of_a_problem_is_not_in_the_engine_of_algos(deployment: Deployment) -> None:
-    listed = ["docker", "--host", SOCKET, "images", "--filter", "dangling=false", "--format", "{{.Repository}}"]
+    listed = ["docker", "images", "--filter", "dangling=false", "--format", "{{.Repository}}"]
     order = make_order(deployment.storage)
     deployment.compute.submit(order)
     deployment.compute.wait(order.id, timeout_s=PATIENCE_S)
@@ -211,7 +210,7 @@ def test_every_service_runs_with_little(deployment: Deployment) -> None:
 
 def running_in(deployment: Deployment, engine: str, job_id: UUID) -> list[str]:
     """Return the ids of a job's containers in one of the two engines."""
-    command = ["docker", "--host", SOCKET, "ps", "--quiet", "--no-trunc", "--filter", f"label=morpheo.job={job_id}"]
+    command = ["docker", "ps", "--quiet", "--no-trunc", "--filter", f"label=morpheo.job={job_id}"]
     return deployment.compose("exec", "-T", engine, *command).split()
 
 
@@ -251,13 +250,13 @@ def lines_of(path: Path) -> list[str]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_job_ends_once_when_a_container_is_killed(deployment: Deployment, service: str) -> None:
-    algo = store_algo(deployment.storage, "import time\ntime.sleep(1)\n" + ALGO)
+    algo = store_algo(deployment.storage, "import time\ntime.sleep(4)\n" + ALGO)
     order = make_order(deployment.storage, algo=algo)
     specs = [replace(order, id=uuid4(), model_end=uuid4()) for _ in range(10)]
     for spec in specs:
         deployment.compute.submit(spec)
     running = lambda: [job for job in map(deployment.compute.job, ids(specs)) if job.state is JobState.RUNNING]  # noqa: E731
-    wait_until(lambda: bool(running()), timeout_s=PATIENCE_S, what="a running job")
+    wait_until(lambda: len(running()) == 10, timeout_s=PATIENCE_S, what="ten running jobs")
     deployment.engine.kill(deployment.container(service))
     deployment.compose("up", "--detach", "--wait", "--no-recreate", "--no-build", "--scale", "worker=2")
     jobs = [deployment.compute.wait(spec.id, timeout_s=PATIENCE_S) for spec in specs]

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from morpheo.errors import DatabaseUnavailable, InvalidInput, NotFound, StorageUnavailable
+from morpheo.errors import DatabaseUnavailable, InvalidInput, NotFound, RuntimeUnavailable, StorageUnavailable
 from morpheo.execution import MODEL_FILE
 from morpheo.models import (
     ArtifactKind,
@@ -760,6 +760,10 @@ def test_the_sweeper_cleans_both_engines(bench: Workbench, image: Image) -> None
     thread = threading.Thread(target=engines[image].run, args=(stray,), kwargs={"interrupt": Interrupt()})
     thread.start()
     assert started.wait(30)
-    assert bench.resources.sweeper.clean_node() == 1
+    other = engines[Image.ALGO if image is Image.PROBLEM else Image.PROBLEM]
+    assert isinstance(other, FakeRuntime)
+    other.down = True  # which keeps nobody from cleaning this one
+    with pytest.raises(RuntimeUnavailable):
+        bench.resources.sweeper.clean_node()
     thread.join(30)
     assert engines[image].owners() == []

@@ -68,7 +68,9 @@ class Site:
     def cli(self, *arguments: str, status: int = 0) -> str:
         """Run the `morpheo` command; gives what it prints, to stderr if it fails."""
         command = [sys.executable, "-m", "morpheo", *arguments]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == status, done.stdout + done.stderr
         return done.stderr if status else done.stdout
 
