@@ -6,7 +6,7 @@ SERVICES := compute-api compute-worker storage-api
 IMAGES := $(SERVICES:%=%-docker)
 EXECUTABLES := $(foreach service,$(SERVICES),$(service)/target/$(service))
 
-.PHONY: help setup demo dev env up stop down test test-compose unit lint lock bench clean all-bin $(SERVICES) \
+.PHONY: help setup demo dev env up stop down test test-artifacts test-compose unit lint lock bench clean all-bin $(SERVICES) \
 	all-docker $(IMAGES)
 
 help: ## Show the targets
@@ -37,6 +37,9 @@ stop: ## Stop the deployment; its data stays
 
 down: ## Delete the deployment with all its data
 	@scripts/down
+
+test-artifacts: ## Test the executables and the images
+	@scripts/with-stack $(VENV) $(BIN)/pytest tests/artifacts
 
 test-compose: ## Test the deployment of compose.yaml
 	@scripts/with-stack $(VENV) $(BIN)/pytest tests/compose

@@ -134,7 +134,7 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=65535,
-        description="Port of a worker's Prometheus metrics, or the next one for its second node; 0 is none",
+        description="Port of a worker's Prometheus metrics, the next one for its predict node; 0 is none",
     )
     metrics_host: str = Field("127.0.0.1", description="Address at which a worker serves its metrics")
     log: str = Field("text", pattern="^(text|json)$", description="How lines of the log look: text or json")

@@ -150,19 +150,20 @@ class _Broker:
         return warn(cause, fix) if is_local(self._parts.hostname) else fail(cause, fix)
 
     def check_queue(self) -> Finding:
-        name = app.conf.task_default_queue
-        try:
-            with _channel(self._url) as channel:
-                channel.queue_declare(queue=name, passive=True)
-                channel.queue_declare(queue=name, durable=True, auto_delete=False)
-        except NotFound:
-            return ok(f"queue {name} is not there yet; the first worker makes it durable")
-        except PreconditionFailed:
-            return fail(
-                f"queue {name} is not durable: a restart of RabbitMQ loses it",
-                f"stop the workers, `rabbitmqctl delete_queue {name}`, and start them: they make it anew",
-            )
-        return ok(f"queue {name} is durable")
+        names = [queue.name for queue in app.conf.task_queues]
+        for name in names:
+            try:
+                with _channel(self._url) as channel:  # a new one, because an error ends it
+                    channel.queue_declare(queue=name, passive=True)
+                    channel.queue_declare(queue=name, durable=True, auto_delete=False)
+            except NotFound:
+                continue  # the first worker makes it
+            except PreconditionFailed:
+                return fail(
+                    f"queue {name} is not durable: a restart of RabbitMQ loses it",
+                    f"stop the workers, `rabbitmqctl delete_queue {name}`, and start them: they make it anew",
+                )
+        return ok(f"no queue of {', '.join(names)} can be lost in a restart")
 
     def _info(self) -> dict[str, Any]:
         # INFO, not CONFIG: hosted servers forbid the latter.

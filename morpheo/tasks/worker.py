@@ -22,6 +22,7 @@ from prometheus_client import start_http_server
 
 from morpheo import logs, metrics
 from morpheo.config import PREFIX
+from morpheo.models import JobKind
 from morpheo.tasks.publisher import process_resources
 
 logger = logging.getLogger(__name__)
@@ -52,22 +53,19 @@ def prepare_process(**_kwargs: Any) -> None:
 
 
 @worker_ready.connect
-def serve_metrics(**_kwargs: Any) -> None:
+def serve_metrics(sender: Any, **_kwargs: Any) -> None:
     """Serve what Prometheus is told, from a thread of the worker's main process; jobs do not depend on it."""
     resources = process_resources()
     host, port = resources.settings.metrics_host, resources.settings.metrics_port
     if not port:
         return
-    problem: Exception | None = None
-    for candidate in (port, port + 1):  # `morpheo worker` has a node for each of two kinds of job
-        try:
-            start_http_server(candidate, host, resources.metrics)
-        except (OSError, OverflowError) as exc:
-            problem = exc
-        else:
-            return
-    hint = f"set {PREFIX}METRICS_PORT to a free one and start the worker again"
-    logger.error("no metrics: ports %d and %d of %s cannot be used (%s); %s", port, port + 1, host, problem, hint)
+    if sender.hostname.startswith(f"{JobKind.PREDICT}@"):  # `morpheo worker` has a node for each kind of job
+        port += 1
+    try:
+        start_http_server(port, host, resources.metrics)
+    except (OSError, OverflowError) as exc:
+        hint = f"set {PREFIX}METRICS_PORT to a free one and start the worker again"
+        logger.error("no metrics: port %d of %s cannot be used (%s); %s", port, host, exc, hint)  # noqa: TRY400
 
 
 @worker_ready.connect

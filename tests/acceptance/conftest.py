@@ -14,10 +14,8 @@ from typing import Any
 import pytest
 from docker import APIClient
 
-import morpheo
 from morpheo.cli.demo import throwaway_stack
 from morpheo.client import ComputeClient, StorageClient
-from tests.support.checkout import ROOT, SERVICES
 from tests.support.services import free_port
 
 #: Short times, so that faults and limits are seen soon.
@@ -58,20 +56,6 @@ class Stack:
     def cli_json(self, *arguments: str, status: int = 0) -> Any:
         """Run a command with ``--json``; gives the document."""
         return json.loads(self.cli(*arguments, "--json", status=status))
-
-
-@pytest.fixture(scope="session")
-def executables() -> dict[str, Path]:
-    """The files that `make all-bin` makes."""
-    subprocess.run(["make", "-s", "all-bin"], cwd=ROOT, check=True)
-    return {name: ROOT / name / "target" / name for name in SERVICES}
-
-
-@pytest.fixture(scope="session")
-def images(engine: APIClient) -> dict[str, str]:
-    """The images that `make all-docker` builds."""
-    subprocess.run(["make", "-s", "all-docker"], cwd=ROOT, check=True)
-    return {name: f"morpheo/{name}:{morpheo.__version__}" for name in SERVICES}
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import requests
 
-from morpheo.models import Cause, JobKind, JobState, StepName
+from morpheo.models import ArtifactKind, Cause, JobKind, JobState, StepName
 from tests.acceptance.conftest import Stack
 from tests.support.jobs import make_order, store_algo
 from tests.support.prometheus import scrape
@@ -44,7 +45,8 @@ def worker_serves(stack: Stack) -> None:
 
 def test_a_job_is_in_the_metrics_of_all_services_and_on_the_lines_of_its_worker(stack: Stack) -> None:
     before = {service: scrape(stack.urls[service]) for service in SERVICES}
-    spec = make_order(stack.storage)
+    data = f"{uuid4()}:1".encode()  # new, or it would be in the worker's cache
+    spec = make_order(stack.storage, train_data=(stack.storage.upload(ArtifactKind.DATA, data).id,))
     stack.compute.submit(spec)
     assert stack.compute.wait(spec.id, timeout_s=PATIENCE_S).state is JobState.SUCCEEDED
 
@@ -63,7 +65,7 @@ def test_a_job_is_in_the_metrics_of_all_services_and_on_the_lines_of_its_worker(
     assert grown("worker", model) > 0
     assert model not in after["storage"]
     assert grown("worker", "morpheo_blob_bytes_total{direction=out,kind=data}") > 0
-    assert grown("storage", "morpheo_blob_bytes_total{direction=in,kind=data}") == 4 * len("a:1")
+    assert grown("storage", "morpheo_blob_bytes_total{direction=in,kind=data}") == len(data) + 2 * len("a:1")
     assert grown("compute", "morpheo_http_request_duration_seconds_count{method=POST,route=/learn,status=202}") == 1
 
     lines = [line for line in log_lines(stack, "worker") if line.get("job") == str(spec.id)]

@@ -59,9 +59,9 @@ def declare(url: str, *, durable: bool | None) -> None:
     """Make the queue anew, or only remove it."""
     with kombu.Connection(url) as connection:
         channel: Any = connection.channel()
-        channel.queue_delete("jobs")
+        channel.queue_delete("learn")
         if durable is not None:
-            channel.queue_declare(queue="jobs", durable=durable, auto_delete=False)
+            channel.queue_declare(queue="learn", durable=durable, auto_delete=False)
 
 
 def test_a_healthy_rabbitmq(rabbitmq: str) -> None:
@@ -70,7 +70,7 @@ def test_a_healthy_rabbitmq(rabbitmq: str) -> None:
     found = findings(url)
     assert found["broker.answers"].status is found["broker.queue"].status is Status.OK
     declare(url, durable=True)
-    assert findings(url)["broker.queue"].cause == "queue jobs is durable"
+    assert "learn, predict" in findings(url)["broker.queue"].cause
 
 
 def test_a_password_that_everybody_knows(rabbitmq: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_a_password_that_everybody_knows(rabbitmq: str, monkeypatch: pytest.Monk
 def test_a_queue_that_a_restart_loses(rabbitmq: str) -> None:
     url = f"amqp://guest:guest@{rabbitmq}//"
     declare(url, durable=False)
-    assert "rabbitmqctl delete_queue jobs" in failed(findings(url), "broker.queue").fix
+    assert "rabbitmqctl delete_queue learn" in failed(findings(url), "broker.queue").fix
 
 
 def test_a_wrong_password_of_rabbitmq(rabbitmq: str) -> None:

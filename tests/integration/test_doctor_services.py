@@ -382,7 +382,9 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_a_disk_for_one_job_at_a_time(tmp_path: Path) -> None:
-    found = node_findings(data_dir=tmp_path / "data", learn_parallelism=1_000_000, context_bytes=1 << 20)["node.disk"]
+    found = node_findings(
+        data_dir=tmp_path / "data", learn_parallelism=1_000_000, predict_parallelism=0, context_bytes=1 << 20
+    )["node.disk"]
     assert found.status is Status.WARN
     assert "1000000 jobs" in found.cause
 

@@ -64,17 +64,17 @@ def test_a_broker_that_lets_nobody_in_is_an_error_of_one_line(site: Site, change
 
 
 def test_what_no_message_tells_of_is_published_by_the_sweeper(site: Site) -> None:
-    site.start("one")
+    site.start("swept")
     site.wait_for(site.order().id, JobState.FAILED)
 
 
 def test_a_job_whose_worker_is_killed_is_done_by_another(site: Site) -> None:
-    process = site.start("one", "--queues", "learn", nodes=1)
+    process = site.start("killed", "--queues", "learn", nodes=1)
     spec = site.order(held=True, published=True)
     site.wait_for_step(spec.id, "train")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    site.start("two")
+    site.start("heir")
     wait_until(lambda: site.resources.jobs.get(spec.id).attempt == 2, timeout_s=60, what="a second attempt")
     site.wait_for_step(spec.id, "train")
     site.release(spec, attempt=2)
@@ -85,12 +85,12 @@ def test_a_job_whose_worker_is_killed_is_done_by_another(site: Site) -> None:
 
 def test_a_drained_worker_acknowledges_what_it_finished_and_leaves_the_rest(site: Site) -> None:
     site.environment["MORPHEO_SWEEP_S"] = "3600"  # or what is published just now is published twice
-    process = site.start("one")
+    process = site.start("drained")
     spec = site.order(held=True, published=True)
     site.wait_for_step(spec.id, "train")
     waiting = site.order(published=True)
-    assert site.workers()["learn@one"]["running"] == [str(spec.id)]
-    site.cli("workers", "drain", "one")
+    assert site.workers()["learn@drained"]["running"] == [str(spec.id)]
+    site.cli("workers", "drain", "drained")
     site.release(spec)
     assert process.wait(60) == 0
     assert site.state(spec.id) is JobState.SUCCEEDED
