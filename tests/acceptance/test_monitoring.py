@@ -51,9 +51,14 @@ def test_a_job_is_in_the_metrics_of_all_services_and_on_the_lines_of_its_worker(
     assert stack.compute.wait(spec.id, timeout_s=PATIENCE_S).state is JobState.SUCCEEDED
 
     done = len(list(stack.compute.jobs(state=JobState.SUCCEEDED, kind=JobKind.LEARN)))
-    # An answer of the database is good for some seconds.
-    wait_until(lambda: all(scrape(stack.urls[service])[DONE] == done for service in SERVICES), what="the job")
-    after = {service: scrape(stack.urls[service]) for service in SERVICES}
+    after: dict[str, dict[str, float]] = {}
+
+    def all_know() -> bool:
+        """Look once: each process has an answer of the database that is good for some seconds."""
+        after.update({service: scrape(stack.urls[service]) for service in SERVICES})
+        return all(after[service][DONE] == done for service in SERVICES)
+
+    wait_until(all_know, what="the job")
     for service in SERVICES:
         assert after[service]["morpheo_step_seconds_count{step=train}"] >= done
         assert after[service]["morpheo_step_seconds_sum{step=train}"] > 0
