@@ -42,7 +42,7 @@ test-artifacts: ## Test the executables and the images
 	@scripts/with-stack $(VENV) $(BIN)/pytest tests/artifacts
 
 test-compose: ## Test the deployment of compose.yaml
-	@scripts/with-stack $(VENV) $(BIN)/pytest tests/compose
+	@scripts/with-stack $(VENV) scripts/test-compose
 
 unit: $(SETUP) ## Run the fast tests, which need no service
 	@$(BIN)/pytest tests/unit
