@@ -18,6 +18,7 @@ from celery.signals import (
     worker_ready,
     worker_shutdown,
 )
+from celery.utils.log import get_multiprocessing_logger
 from prometheus_client import start_http_server
 
 from morpheo import logs, metrics
@@ -35,6 +36,8 @@ _stop_sweeping = threading.Event()
 def configure_logging(**_kwargs: Any) -> None:
     """Log as Morpheo's settings say, not as Celery would."""
     logs.configure(process_resources().settings)
+    if (pool := get_multiprocessing_logger()) is not None:
+        pool.propagate = True  # or it writes past `logging` that a process was killed
 
 
 @worker_init.connect
