@@ -123,10 +123,13 @@ class ImageShelf:
             record.log = result.log
             image_id = self._built(result, step, blame)
             self._check_image(engine, engine.inspect_image(image_id), step, blame)
-        # Only now: what has the archive's tag is used without another look.
-        engine.retag_image(image_id, tag)
         packed.unlink()
         context.unlink()
+        if found := engine.find_image(tag):  # another node on the same engine was faster
+            engine.remove_image(image_id)
+            return found
+        # Only now: what has the archive's tag is used without another look.
+        engine.retag_image(image_id, tag)
         # Another node on the same engine may have built it too, and have taken the tag: ours is then gone.
         return engine.find_image(tag) or image_id
 

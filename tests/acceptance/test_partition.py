@@ -189,7 +189,20 @@ def frozen(pid: int) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def field(engine: APIClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+def nameless(engine: APIClient) -> Iterator[None]:
+    """Images whose tag went to the one of the other host, when both built it at once, go with the hosts."""
+
+    def found() -> set[str]:
+        return {image["Id"] for image in engine.images(filters={"dangling": True})}
+
+    before = found()
+    yield
+    for image_id in found() - before:
+        engine.remove_image(image_id, force=True)
+
+
+@pytest.fixture(scope="module")
+def field(nameless: None, engine: APIClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
     """Both hosts at work; this thread is in the hub as long as they are."""
     if not networks_can_be_made():
         missing("root or iproute2")
