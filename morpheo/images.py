@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from pathlib import Path
 
 from morpheo.errors import BadArchive
 from morpheo.failures import failed, last_lines
@@ -105,12 +106,7 @@ class ImageShelf:
         context = workspace.temporary(f"{archive.id}.tar")
         self._cache.link(archive, packed, interrupt)
         with steps.recording(step) as record:
-            try:
-                with packed.open("rb") as source, context.open("wb") as target:
-                    dockerfile = repack_context(source, target, self._limits)
-                check_dockerfile(dockerfile, base_images=self._base_images)
-            except BadArchive as exc:
-                raise failed(Cause.BAD_ARCHIVE, blame, f"the {archive.kind}'s archive: {exc}", step) from exc
+            self._repack(archive, packed, context)
             spec = BuildSpec(
                 owner=owner,
                 tag=f"morpheo/unchecked:{owner.job_id}-{owner.attempt}-{archive.kind}",
@@ -125,13 +121,23 @@ class ImageShelf:
             self._check_image(engine, engine.inspect_image(image_id), step, blame)
         packed.unlink()
         context.unlink()
-        if found := engine.find_image(tag):  # another node on the same engine was faster
+        found = engine.find_image(tag)
+        if found is not None and found != image_id:  # another node on the same engine was faster
             engine.remove_image(image_id)
             return found
         # Only now: what has the archive's tag is used without another look.
         engine.retag_image(image_id, tag)
         # Another node on the same engine may have built it too, and have taken the tag: ours is then gone.
         return engine.find_image(tag) or image_id
+
+    def _repack(self, archive: Artifact, packed: Path, context: Path) -> None:
+        step, blame = _ROLES[archive.kind]
+        try:
+            with packed.open("rb") as source, context.open("wb") as target:
+                dockerfile = repack_context(source, target, self._limits)
+            check_dockerfile(dockerfile, base_images=self._base_images)
+        except BadArchive as exc:
+            raise failed(Cause.BAD_ARCHIVE, blame, f"the {archive.kind}'s archive: {exc}", step) from exc
 
     def _built(self, result: BuildResult, step: StepName, blame: Blame) -> str:
         if result.timed_out:
