@@ -82,7 +82,13 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(10, gt=0, description="How often a worker renews the lease of its jobs")
     sweep_s: float = Field(10, gt=0, description="How often a worker looks for lost and unpublished jobs")
     max_attempts: int = Field(3, gt=0, description="Attempts that infrastructure may cost a job before it fails")
-    retry_delay_s: float = Field(10, ge=0, description="Wait before the first retry; doubles with each one")
+    retry_delay_s: float = Field(10, ge=0, description="Wait before the first retry; doubles with each one, up to a minute")
+    outage_s: float = Field(
+        3600,
+        ge=0,
+        description="How long after its first attempt a job waits for a database, S3 server or engine that does not "
+        "answer, without counting attempts",
+    )
     stop_grace_s: float = Field(30, ge=0, description="How long a worker that was told to stop lets jobs finish")
 
     alive_dir: str = Field(

@@ -99,6 +99,7 @@ class Resources:
                 heartbeat_s=settings.heartbeat_s,
                 max_attempts=settings.max_attempts,
                 retry_delay_s=settings.retry_delay_s,
+                outage_s=settings.outage_s,
             ),
         )
 

@@ -15,10 +15,19 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
-from morpheo.errors import Conflict, DatabaseUnavailable, DiskFull, Interrupted, Unavailable
+from morpheo.errors import (
+    Conflict,
+    DatabaseUnavailable,
+    DiskFull,
+    Interrupted,
+    RuntimeUnavailable,
+    StorageUnavailable,
+    Unavailable,
+)
 from morpheo.execution import Execution, Result, Tools
 from morpheo.failures import failed, infrastructure_failure
 from morpheo.heartbeat import CANCELLED, Heartbeat
@@ -34,6 +43,10 @@ logger = logging.getLogger(__name__)
 
 #: Pause before the end of a job is written again, in seconds.
 WRITE_AGAIN_S = 0.5
+#: Longest wait before a job is tried again that a service was out for, in seconds: soon after its return, all go on.
+LONGEST_DELAY_S = 60.0
+#: Services whose absence says nothing about the job that met it.
+_SERVICES = (DatabaseUnavailable, RuntimeUnavailable, StorageUnavailable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +59,7 @@ class RunnerSettings:
     heartbeat_s: float
     max_attempts: int
     retry_delay_s: float
+    outage_s: float
 
 
 class JobRunner:
@@ -142,13 +156,18 @@ class JobRunner:
         logger.info("job failed", extra={"cause": failure.cause, "blame": failure.blame, "step": failure.step})
 
     def _retry(self, job: Job, error: Exception) -> None:
-        strikes = job.strikes + 1
-        if strikes >= self._settings.max_attempts:
-            self._fail(job, infrastructure_failure(error, strikes))
+        strikes = 0 if self._is_outage(job, error) else 1
+        if strikes and job.strikes + 1 >= self._settings.max_attempts:
+            self._fail(job, infrastructure_failure(error, job.attempt))
             return
-        delay_s = self._settings.retry_delay_s * 2 ** (strikes - 1)
+        delay_s = min(self._settings.retry_delay_s * 2.0 ** min(job.attempt - 1, 16), LONGEST_DELAY_S)
         message = str(error) if isinstance(error, Unavailable) else "an unexpected error; see the worker's log"
-        self._requeue(job, AttemptOutcome.RETRIED, message, delay_s=delay_s, strikes=1)
+        self._requeue(job, AttemptOutcome.RETRIED, message, delay_s=delay_s, strikes=strikes)
+
+    def _is_outage(self, job: Job, error: Exception) -> bool:
+        # Jobs wait for a service to return; only one that has waited for long is struck, so that all end some time.
+        patience = timedelta(seconds=self._settings.outage_s)
+        return isinstance(error, _SERVICES) and datetime.now(UTC) - (job.started_at or job.created_at) < patience
 
     def _release(self, job: Job) -> None:
         self._requeue(job, AttemptOutcome.RELEASED, "the worker was told to stop", delay_s=0, strikes=0)

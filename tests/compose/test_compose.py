@@ -247,19 +247,40 @@ def lines_of(path: Path) -> list[str]:
         return []
 
 
+#: An algo that runs until it is let go, however slow the machine is; a second signal is as good as one.
+WAITING_ALGO = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+print("ready", flush=True)
+signal.sigwait({signal.SIGUSR1})
+"""
+LET_GO = """
+for id in $(docker ps --quiet --filter label=morpheo.job); do
+  if docker logs "$id" 2>&1 | grep -q ready; then docker kill --signal USR1 "$id"; fi
+done
+true
+"""
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_job_ends_once_when_a_container_is_killed(deployment: Deployment, service: str) -> None:
-    algo = store_algo(deployment.storage, "import time\ntime.sleep(4)\n" + ALGO)
+    algo = store_algo(deployment.storage, WAITING_ALGO + ALGO)
     order = make_order(deployment.storage, algo=algo)
     specs = [replace(order, id=uuid4(), model_end=uuid4()) for _ in range(10)]
     for spec in specs:
         deployment.compute.submit(spec)
     running = lambda: [job for job in map(deployment.compute.job, ids(specs)) if job.state is JobState.RUNNING]  # noqa: E731
-    wait_until(lambda: len(running()) == 10, timeout_s=PATIENCE_S, what="ten running jobs")
+    wait_until(lambda: len(running()) == 10, timeout_s=2 * PATIENCE_S, what="ten running jobs")
     deployment.engine.kill(deployment.container(service))
     deployment.compose("up", "--detach", "--wait", "--no-recreate", "--no-build", "--scale", "worker=2")
-    jobs = [deployment.compute.wait(spec.id, timeout_s=PATIENCE_S) for spec in specs]
+
+    def all_ended() -> bool:
+        deployment.compose("exec", "-T", "algo-engine", "sh", "-c", LET_GO)
+        return all(deployment.compute.job(spec.id).state.is_final for spec in specs)
+
+    wait_until(all_ended, timeout_s=2 * PATIENCE_S, what="the end of all jobs")
+    jobs = [deployment.compute.job(spec.id) for spec in specs]
     assert {job.state for job in jobs} == {JobState.SUCCEEDED}, [job.failure for job in jobs]
     for job in jobs:
         ends = [attempt.outcome for attempt in job.attempts].count(AttemptOutcome.SUCCEEDED)
