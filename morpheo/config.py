@@ -82,7 +82,9 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(10, gt=0, description="How often a worker renews the lease of its jobs")
     sweep_s: float = Field(10, gt=0, description="How often a worker looks for lost and unpublished jobs")
     max_attempts: int = Field(3, gt=0, description="Attempts that infrastructure may cost a job before it fails")
-    retry_delay_s: float = Field(10, ge=0, description="Wait before the first retry; doubles with each one, up to a minute")
+    retry_delay_s: float = Field(
+        10, ge=0, description="Wait before the first retry; doubles with each one, up to a minute"
+    )
     outage_s: float = Field(
         3600,
         ge=0,

@@ -10,12 +10,14 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Protocol
 from uuid import UUID
 
 from morpheo.errors import Conflict, InvalidInput, NotFound, Unavailable
-from morpheo.models import ArtifactKind, Job, JobSpec, LearnSpec, StepName, spec_digest
+from morpheo.models import ArtifactKind, Job, JobSpec, LearnSpec, StepName
+from morpheo.specs import spec_digest
 from morpheo.storage.blobs import BlobStore
 from morpheo.storage.database import Database, UnitOfWork
 from morpheo.storage.jobs import JobFilter
@@ -45,6 +47,20 @@ class Publisher(Protocol):
         ...
 
 
+def publish(database: Database, publisher: Publisher, specs: Iterable[JobSpec]) -> None:
+    """Tell the workers of jobs whose rows are committed; what cannot be told now, the sweeper tells later."""
+    told = []
+    try:
+        for spec in specs:
+            publisher.publish(spec)
+            told.append(spec.id)
+    except Unavailable:
+        logger.warning("jobs not published yet", exc_info=True)
+    if told:
+        with suppress(Unavailable), database.begin() as work:
+            work.messages.mark_published(told)
+
+
 class JobService:
     """
     Accepts, shows and cancels jobs.
@@ -52,13 +68,11 @@ class JobService:
     Args:
         database: Keeps the rows.
         blobs: Keeps the logs.
-        publisher: Gives messages to the broker.
     """
 
-    def __init__(self, database: Database, blobs: BlobStore, publisher: Publisher) -> None:
+    def __init__(self, database: Database, blobs: BlobStore) -> None:
         self._database = database
         self._blobs = blobs
-        self._publisher = publisher
 
     def submit(self, spec: JobSpec) -> Job:
         """
@@ -75,8 +89,6 @@ class JobService:
             known = self._insert(spec)
         if known not in (None, spec_digest(spec)):
             raise Conflict(f"another job has the id {spec.id}")
-        if known is None:
-            self._publish(spec)
         return self.get(spec.id)
 
     def _insert(self, spec: JobSpec) -> str | None:
@@ -86,14 +98,6 @@ class JobService:
             if known is None:
                 work.jobs.add(spec, algo=_check_needs(work, spec))
         return known
-
-    def _publish(self, spec: JobSpec) -> None:
-        try:
-            self._publisher.publish(spec)
-            with self._database.begin() as work:
-                work.jobs.mark_published([spec.id])
-        except Unavailable:  # the job is accepted; the sweeper publishes it when the broker is back
-            logger.warning("job not published yet", extra={"job": str(spec.id)}, exc_info=True)
 
     def get(self, job_id: UUID) -> Job:
         """
@@ -125,6 +129,8 @@ class JobService:
             NotFound: there is no such job.
         """
         with self._database.begin() as work:
+            if member := work.chains.member(job_id):
+                work.challenges.lock(member[0])  # before the job's row, as those do who plan
             work.jobs.request_cancel(job_id)
             return work.jobs.get(job_id)
 

@@ -15,8 +15,9 @@ from morpheo.artifacts import ArtifactService
 from morpheo.config import Settings
 from morpheo.execution import Limits, Tools
 from morpheo.images import ImageShelf
-from morpheo.jobs import JobService, Publisher
+from morpheo.jobs import JobService, Publisher, publish
 from morpheo.metrics import MeteredBlobStore, make_registry
+from morpheo.orchestrator import Orchestrator, advance_chain
 from morpheo.runner import JobRunner, RunnerSettings
 from morpheo.runtime.archive import ArchiveLimits
 from morpheo.runtime.cache import NodeCache
@@ -46,7 +47,11 @@ class Resources:
     @functools.cached_property
     def database(self) -> Database:
         """The database."""
-        return Database(self.settings.database)
+        return Database(
+            self.settings.database,
+            rules=(advance_chain,),
+            publish=lambda specs: publish(self.database, self.publisher, specs),
+        )
 
     @functools.cached_property
     def blobs(self) -> BlobStore:
@@ -66,7 +71,12 @@ class Resources:
     @functools.cached_property
     def jobs(self) -> JobService:
         """Orders."""
-        return JobService(self.database, self.blobs, self.publisher)
+        return JobService(self.database, self.blobs)
+
+    @functools.cached_property
+    def orchestrator(self) -> Orchestrator:
+        """Registrations, and the orders that follow from them."""
+        return Orchestrator(self.database, outside_lease_s=self.settings.longest_job_s)
 
     @functools.cached_property
     def engines(self) -> Engines:

@@ -137,7 +137,7 @@ class JobRunner:
 
     def _succeed(self, job: Job, result: Result) -> None:
         def write(work: UnitOfWork) -> bool:
-            if not work.jobs.succeed(job.id, job.attempt, result.scores):
+            if not work.jobs.succeed(job.id, job.attempt, result.scores, result=result.artifacts[0].id):
                 raise Interrupted  # fenced: nothing of the result may become visible
             for artifact in result.artifacts:
                 work.artifacts.add(artifact)

@@ -53,7 +53,7 @@ class StepLog:
     @contextlib.contextmanager
     def _recorded(self, name: StepName) -> Iterator[OpenStep]:
         with self._database.begin() as work:
-            work.jobs.begin_step(self._job.id, self._job.attempt, name, position=self._count)
+            work.steps.begin(self._job.id, self._job.attempt, name, position=self._count)
         self._count += 1
         began = time.monotonic()
         step = OpenStep()
@@ -75,7 +75,7 @@ class StepLog:
         )
         try:
             with self._database.begin() as work:
-                work.jobs.end_step(self._job.id, self._job.attempt, record)
+                work.steps.end(self._job.id, self._job.attempt, record)
         except Unavailable:
             # A step's row is for people to read; the job's own end must not depend on it.
             logger.warning("step not recorded", exc_info=True)

@@ -105,7 +105,7 @@ class Sweeper:
     def publish_waiting(self) -> int:
         """Publish queued jobs that are due and that no message tells of; return how many."""
         with self._database.read() as work:
-            queues = work.jobs.queues_with_unpublished(older_than_s=REPUBLISH_S)
+            queues = work.messages.queues_with_unpublished(older_than_s=REPUBLISH_S)
         return sum(self._publish_queue(kind, tags, queued) for (kind, tags), queued in queues.items())
 
     def _publish_queue(self, kind: JobKind, tags: tuple[str, ...], queued: int) -> int:
@@ -114,11 +114,11 @@ class Sweeper:
         waiting = self._publisher.backlog(queue_name(kind, tags))
         older_than_s = None if waiting >= queued else REPUBLISH_BUSY_S if waiting else REPUBLISH_S
         with self._database.read() as work:
-            specs = work.jobs.unpublished(kind, tags, older_than_s=older_than_s, limit=BATCH)
+            specs = work.messages.unpublished(kind, tags, older_than_s=older_than_s, limit=BATCH)
         for spec in specs:  # in no transaction: a broker that hangs must not hold a lock
             self._publisher.publish(spec)
             with self._database.begin() as work:
-                work.jobs.mark_published([spec.id])
+                work.messages.mark_published([spec.id])
         return len(specs)
 
     def clean_node(self) -> int:

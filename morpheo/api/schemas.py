@@ -8,8 +8,9 @@ from uuid import UUID
 import marshmallow as ma
 
 from morpheo.api.wire import parse_uuid
-from morpheo.models import NIL_UUID, JobKind, JobState, LearnSpec, PredictSpec, spec_to_dict
+from morpheo.models import NIL_UUID, JobKind, JobState, LearnSpec, PredictSpec
 from morpheo.queues import MAX_TAGS, checked_tags, queue_of
+from morpheo.specs import spec_to_dict
 
 _STATUSES = ("done", "failed", "pending", "todo")
 #: A job that has ended cannot be ordered.

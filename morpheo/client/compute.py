@@ -22,9 +22,8 @@ from morpheo.models import (
     Scores,
     StepName,
     StepRecord,
-    spec_from_dict,
-    spec_to_dict,
 )
+from morpheo.specs import spec_from_dict, spec_to_dict
 
 #: Pauses between two looks at a job, in seconds: short at first, because many jobs are.
 FIRST_POLL_S = 0.05

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
@@ -13,9 +14,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
 from morpheo.errors import Conflict, DatabaseUnavailable, MorpheoError
+from morpheo.models import JobSpec, JobState
 from morpheo.storage.artifacts import ArtifactRepository
+from morpheo.storage.chains import ChainRepository
+from morpheo.storage.challenges import ChallengeRepository
 from morpheo.storage.jobs import JobRepository
+from morpheo.storage.messages import MessageRepository
 from morpheo.storage.statistics import StatisticsRepository
+from morpheo.storage.steps import StepRepository
 
 #: How long a statement waits for a lock, in seconds.
 LOCK_TIMEOUT_S = 10
@@ -30,7 +36,15 @@ class UnitOfWork:
     def __init__(self, session: Session) -> None:
         self.artifacts = ArtifactRepository(session)
         self.jobs = JobRepository(session)
+        self.messages = MessageRepository(session)
+        self.steps = StepRepository(session)
+        self.challenges = ChallengeRepository(session)
+        self.chains = ChainRepository(session)
         self.statistics = StatisticsRepository(session)
+
+
+#: What must happen in the transaction that gave a job to a worker or ended it.
+JobRule = Callable[[UnitOfWork, UUID, JobState], None]
 
 
 class Database:
@@ -39,10 +53,16 @@ class Database:
 
     Args:
         url: ``sqlite:///…`` or ``postgresql+psycopg://…``.
+        rules: Called before a commit for each job that the transaction gave to a worker or ended.
+        publish: Called after a commit with the jobs that it queued.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(
+        self, url: str, *, rules: Sequence[JobRule] = (), publish: Callable[[list[JobSpec]], None] | None = None
+    ) -> None:
         self.url = url
+        self._rules = rules
+        self._publish = publish
         self.engine = _create_engine(url)
         self._sessions = sessionmaker(self.engine)
 
@@ -56,7 +76,13 @@ class Database:
             DatabaseUnavailable: the database does not answer.
         """
         with _mapped_errors(), self._sessions.begin() as session:
-            yield UnitOfWork(session)
+            work = UnitOfWork(session)
+            yield work
+            for job_id, state in work.jobs.changes:
+                for rule in self._rules:
+                    rule(work, job_id, state)
+        if work.jobs.queued and self._publish is not None:
+            self._publish(work.jobs.queued)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[UnitOfWork]:

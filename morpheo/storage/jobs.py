@@ -8,12 +8,12 @@ holds. Zero rows changed means that somebody else was faster; the caller then ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, and_, case, func, insert, or_, select, tuple_, update
+from sqlalchemy import Select, and_, case, insert, or_, select, tuple_, update
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -29,14 +29,11 @@ from morpheo.models import (
     JobState,
     LearnSpec,
     Scores,
-    StepName,
-    StepRecord,
-    spec_digest,
-    spec_to_dict,
 )
+from morpheo.specs import spec_digest, spec_to_dict
 from morpheo.storage.clock import database_now
 from morpheo.storage.rows import to_job
-from morpheo.storage.tables import AttemptRow, JobRow, StepRow
+from morpheo.storage.tables import AttemptRow, JobRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,31 +53,62 @@ class JobRepository:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        #: Jobs that workers can be told of when the transaction is committed.
+        self.queued: list[JobSpec] = []
+        #: Jobs that this transaction gave to a worker or ended, and the state that they came to.
+        self.changes: list[tuple[UUID, JobState]] = []
 
     def touch(self) -> None:
         """Read one id, to see that the table is there."""
         self._session.scalar(select(JobRow.id).limit(1))
 
-    def add(self, spec: JobSpec, *, algo: UUID | None) -> None:
+    def add(
+        self, spec: JobSpec, *, algo: UUID | None, state: JobState = JobState.QUEUED, planned: bool = False
+    ) -> None:
         """
-        Insert a queued job.
+        Insert a job.
+
+        Args:
+            spec: What it does.
+            algo: The algo of a predict job's model.
+            state: QUEUED, or WAITING for its turn in a chain.
+            planned: Whether the orchestrator made it.
 
         Raises:
-            Conflict: a job with that id exists.
+            Conflict: a job with that id exists, or one of that rank that is not over or has a model.
         """
+        learn = spec if isinstance(spec, LearnSpec) else None
         self._session.execute(
             insert(JobRow).values(
                 id=spec.id,
                 kind=spec.kind.value,
-                state=JobState.QUEUED.value,
+                state=state.value,
                 problem_id=spec.problem,
-                algo_id=spec.algo if isinstance(spec, LearnSpec) else algo,
-                tags=_joined(spec.tags),
+                algo_id=learn.algo if learn else algo,
+                tags="+".join(spec.tags),
                 spec=spec_to_dict(spec),
                 spec_sha256=spec_digest(spec),
                 created_at=database_now(),
+                planned=planned,
+                rank=learn.rank if learn else None,
+                train_files=len(learn.train_data) if learn else None,
             )
         )
+        if state is JobState.QUEUED:
+            self.queued.append(spec)
+
+    def release(self, spec: JobSpec) -> bool:
+        """Queue a job that waited for its turn, with the spec that it now has."""
+        moved = self._move(
+            JobState.QUEUED,
+            JobRow.id == spec.id,
+            JobRow.state == JobState.WAITING.value,
+            spec=spec_to_dict(spec),
+            spec_sha256=spec_digest(spec),
+        )
+        if moved:
+            self.queued.append(spec)
+        return moved
 
     def digest(self, job_id: UUID) -> str | None:
         """Return the digest of a job's spec, None if there is no such job."""
@@ -157,6 +185,7 @@ class JobRepository:
                 started_at=database_now(),
             )
         )
+        self.changes.append((job_id, JobState.RUNNING))
         row = self._session.get_one(JobRow, job_id, populate_existing=True)
         return to_job(row, attempts=False)
 
@@ -174,32 +203,16 @@ class JobRepository:
             .returning(JobRow.cancel_requested)
         ).scalar_one_or_none()
 
-    def begin_step(self, job_id: UUID, attempt: int, name: StepName, *, position: int) -> None:
-        """Record that a step has started."""
-        self._session.execute(
-            insert(StepRow).values(
-                job_id=job_id, attempt=attempt, name=name.value, position=position, started_at=database_now()
-            )
+    def succeed(self, job_id: UUID, attempt: int, scores: Scores | None, *, result: UUID | None = None) -> bool:
+        """End the job with a result (the id of a model or prediction), if the attempt still holds it."""
+        moved = self._move(
+            JobState.SUCCEEDED,
+            *_held(job_id, attempt),
+            scores=None if scores is None else dataclasses.asdict(scores),
+            perf=None if scores is None else scores.perf,
+            result_id=result,
+            ended_at=database_now(),
         )
-
-    def end_step(self, job_id: UUID, attempt: int, record: StepRecord) -> None:
-        """Record how a step ended."""
-        self._session.execute(
-            update(StepRow)
-            .where(StepRow.job_id == job_id, StepRow.attempt == attempt, StepRow.name == record.name.value)
-            .values(
-                seconds=record.seconds,
-                exit_code=record.exit_code,
-                oom_killed=record.oom_killed,
-                peak_memory_bytes=record.peak_memory_bytes,
-                log_key=record.log_key,
-            )
-        )
-
-    def succeed(self, job_id: UUID, attempt: int, scores: Scores | None) -> bool:
-        """End the job with a result, if the attempt still holds it."""
-        values = None if scores is None else {name: getattr(scores, name) for name in scores.__dataclass_fields__}
-        moved = self._move(JobState.SUCCEEDED, *_held(job_id, attempt), scores=values, ended_at=database_now())
         return moved and self._end_attempt(job_id, attempt, AttemptOutcome.SUCCEEDED)
 
     def fail(self, job_id: UUID, attempt: int, failure: Failure) -> bool:
@@ -233,47 +246,18 @@ class JobRepository:
 
     def request_cancel(self, job_id: UUID) -> None:
         """End a job that no worker holds; ask the worker of a running one to end it."""
-        waiting = (JobState.WAITING.value, JobState.QUEUED.value)
-        if not self._move(JobState.CANCELLED, JobRow.id == job_id, JobRow.state.in_(waiting), **_failed(CANCELLED)):
+        if self._move(
+            JobState.CANCELLED, JobRow.id == job_id, JobRow.state == JobState.WAITING.value, **_failed(CANCELLED)
+        ):
+            self.changes.pop()  # a rank that had not its turn yet is left out of its chain, which goes on
+        elif not self._move(
+            JobState.CANCELLED, JobRow.id == job_id, JobRow.state == JobState.QUEUED.value, **_failed(CANCELLED)
+        ):
             self._session.execute(
                 update(JobRow)
                 .where(JobRow.id == job_id, JobRow.state == JobState.RUNNING.value)
                 .values(cancel_requested=True)
             )
-
-    def mark_published(self, job_ids: Iterable[UUID]) -> None:
-        """Record that messages for these jobs were given to the broker."""
-        self._session.execute(update(JobRow).where(JobRow.id.in_(list(job_ids))).values(published_at=database_now()))
-
-    def queues_with_unpublished(self, *, older_than_s: float) -> dict[tuple[JobKind, tuple[str, ...]], int]:
-        """Return, by kind and tags, how many jobs are queued, where there are any that `unpublished` would return."""
-        found = self._session.execute(
-            select(JobRow.kind, JobRow.tags, func.count())
-            .where(JobRow.state == JobState.QUEUED.value)
-            .group_by(JobRow.kind, JobRow.tags)
-            .having(func.count(case((and_(*_unpublished(older_than_s)), 1))) > 0)
-        )
-        return {(JobKind(kind), tuple(tags.split("+")) if tags else ()): count for kind, tags, count in found}
-
-    def unpublished(
-        self, kind: JobKind, tags: tuple[str, ...], *, older_than_s: float | None, limit: int
-    ) -> list[JobSpec]:
-        """
-        Return queued jobs of one queue that are due and whose message was never given to the broker, or long ago.
-
-        Args:
-            kind: Of the jobs.
-            tags: All of the jobs.
-            older_than_s: How long ago; None is for jobs that were never published.
-            limit: How many at most.
-        """
-        rows = self._session.scalars(
-            select(JobRow)
-            .where(JobRow.kind == kind.value, JobRow.tags == _joined(tags), *_unpublished(older_than_s))
-            .order_by(JobRow.created_at)
-            .limit(limit)
-        )
-        return [to_job(row, attempts=False).spec for row in rows]
 
     def expired(self, *, limit: int) -> list[Job]:
         """Return running jobs whose lease has run out, locked where the database can."""
@@ -293,7 +277,10 @@ class JobRepository:
             .values(state=to.value, **values)
             .returning(JobRow.id)
         )
-        return changed.scalar_one_or_none() is not None
+        moved = changed.scalar_one_or_none()
+        if moved is not None and to.is_final:
+            self.changes.append((moved, to))
+        return moved is not None
 
     def _end_attempt(self, job_id: UUID, attempt: int, outcome: AttemptOutcome, message: str = "") -> bool:
         self._session.execute(
@@ -309,19 +296,6 @@ class JobRepository:
             .where(AttemptRow.job_id == job_id, AttemptRow.outcome == AttemptOutcome.RUNNING.value)
             .values(outcome=outcome.value, ended_at=database_now(), message=message)
         )
-
-
-def _joined(tags: tuple[str, ...]) -> str:
-    return "+".join(tags)
-
-
-def _unpublished(older_than_s: float | None) -> tuple[ColumnElement[bool], ...]:
-    never: ColumnElement[bool] = JobRow.published_at.is_(None)
-    return (
-        JobRow.state == JobState.QUEUED.value,
-        JobRow.not_before <= database_now(),
-        never if older_than_s is None else or_(never, JobRow.published_at < database_now() - older_than_s),
-    )
 
 
 def _held(job_id: UUID, attempt: int) -> tuple[ColumnElement[bool], ...]:

@@ -14,8 +14,8 @@ from morpheo.models import (
     Scores,
     StepName,
     StepRecord,
-    spec_from_dict,
 )
+from morpheo.specs import spec_from_dict
 from morpheo.storage.clock import to_datetime
 from morpheo.storage.tables import AttemptRow, JobRow, StepRow
 
@@ -38,6 +38,8 @@ def to_job(row: JobRow, *, attempts: bool) -> Job:
         ended_at=None if row.ended_at is None else to_datetime(row.ended_at),
         failure=_to_failure(row),
         scores=Scores(**row.scores) if row.scores else None,
+        result=row.result_id,
+        planned=row.planned,
         attempts=tuple(_to_attempt(attempt) for attempt in row.attempts) if attempts else (),
     )
 

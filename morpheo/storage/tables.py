@@ -10,7 +10,19 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, ForeignKeyConstraint, Index, MetaData, String, Text
+from sqlalchemy import (
+    JSON,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    false,
+    text,
+    true,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import BigInteger, Double
 
@@ -47,6 +59,9 @@ class ArtifactRow(Base):
     created_at: Mapped[float]
 
 
+_LIVE_RANK = "planned AND rank IS NOT NULL AND state NOT IN ('failed', 'cancelled')"
+
+
 class JobRow(Base):
     """One accepted order: the truth about it. The broker's message is only a hint to look here."""
 
@@ -57,6 +72,16 @@ class JobRow(Base):
         Index(None, "algo_id", "created_at", "id"),
         Index(None, "created_at", "id"),
         Index(None, "state", "kind", "failure_cause", "failure_step"),
+        # Chains never fork: of each rank there is one job that is not over, or one that ended with a model.
+        Index(
+            "uq_jobs_live_rank",
+            "algo_id",
+            "rank",
+            unique=True,
+            sqlite_where=text(_LIVE_RANK),
+            postgresql_where=text(_LIVE_RANK),
+        ),
+        Index("ix_jobs_best", "problem_id", "planned", "kind", "state", "perf"),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
@@ -83,6 +108,16 @@ class JobRow(Base):
     failure_step: Mapped[str | None]
     failure_message: Mapped[str | None] = mapped_column(Text())
     scores: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    #: Whether the orchestrator made it, rather than an order from outside.
+    planned: Mapped[bool] = mapped_column(default=False, server_default=false())
+    #: Place of a training job in its chain.
+    rank: Mapped[int | None]
+    #: The ``perf`` of the scores, to sort by.
+    perf: Mapped[float | None]
+    #: Files that a training job trains on.
+    train_files: Mapped[int | None]
+    #: Model or prediction that a job ended with.
+    result_id: Mapped[uuid.UUID | None]
 
     attempts: Mapped[list[AttemptRow]] = relationship(order_by="AttemptRow.number", lazy="raise")
 
@@ -122,3 +157,66 @@ class StepRow(Base):
     oom_killed: Mapped[bool] = mapped_column(default=False)
     peak_memory_bytes: Mapped[int | None]
     log_key: Mapped[str | None] = mapped_column(Text())
+
+
+class ProblemRow(Base):
+    """One challenge."""
+
+    __tablename__ = "problems"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    workflow_id: Mapped[uuid.UUID]
+    test_data: Mapped[list[str]] = mapped_column(JSON())
+    batch_size: Mapped[int]
+    higher_is_better: Mapped[bool] = mapped_column(default=True, server_default=true())
+    parallel_ranks: Mapped[int] = mapped_column(default=1)
+    created_at: Mapped[float]
+
+
+class SubmissionRow(Base):
+    """One algo that takes part in a challenge."""
+
+    __tablename__ = "submissions"
+
+    algo_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    problem_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("problems.id"), index=True)
+    name: Mapped[str] = mapped_column(Text())
+    stalled: Mapped[bool] = mapped_column(default=False, server_default=false())
+    created_at: Mapped[float]
+
+
+class DatasetRow(Base):
+    """One data file that is registered."""
+
+    __tablename__ = "datasets"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    created_at: Mapped[float]
+
+
+class ProblemDataRow(Base):
+    """One data file of one challenge."""
+
+    __tablename__ = "problem_data"
+    __table_args__ = (UniqueConstraint("problem_id", "dataset_id"),)
+
+    problem_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("problems.id"), primary_key=True)
+    #: The order of registration, in which batches are cut.
+    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    dataset_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("datasets.id"), index=True)
+
+
+class ReportRow(Base):
+    """One request that an outside orchestrator has not answered yet; those of a job go out in their order."""
+
+    __tablename__ = "reports"
+    __table_args__ = (Index(None, "not_before"),)
+
+    job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    path: Mapped[str] = mapped_column(Text())
+    body: Mapped[dict[str, Any]]
+    #: How often it was sent in vain.
+    tries: Mapped[int] = mapped_column(default=0)
+    not_before: Mapped[float] = mapped_column(default=0.0)
+    created_at: Mapped[float]

@@ -15,8 +15,9 @@ import requests
 from docker import APIClient
 
 from morpheo.errors import ApiError
-from morpheo.models import ArtifactKind, AttemptOutcome, Blame, Cause, JobState, PredictSpec, StepName, spec_to_dict
+from morpheo.models import ArtifactKind, AttemptOutcome, Blame, Cause, JobState, PredictSpec, StepName
 from morpheo.runtime.archive import ArchiveLimits, ArchiveReader
+from morpheo.specs import spec_to_dict
 from morpheo.testing import make_archive
 from tests.acceptance.conftest import Stack
 from tests.support.jobs import ALGO, PROBLEM, image_archive, make_order, store_algo

@@ -23,8 +23,8 @@ from morpheo.models import (
     Scores,
     StepName,
     StepRecord,
-    spec_to_dict,
 )
+from morpheo.specs import spec_to_dict
 from morpheo.storage.clock import database_now
 from morpheo.storage.database import Database
 from morpheo.storage.jobs import JobRepository
@@ -328,11 +328,11 @@ def test_a_job_is_shown_with_its_attempts_steps_scores_and_logs(compute: Service
         job = work.jobs.claim(spec.id, worker="w2", lease_s=30, max_attempts=3)
         assert job is not None
         for position, name in enumerate((StepName.DETARGET, StepName.TRAIN)):
-            work.jobs.begin_step(spec.id, 2, name, position=position)
+            work.steps.begin(spec.id, 2, name, position=position)
             key = f"log/{spec.id}/2/{name}"
             compute.blobs._blobs[key] = (f"from {name} \xff".encode("latin-1"), job.created_at)
             record = StepRecord(name=name, started_at=job.created_at, seconds=1.5, exit_code=0, log_key=key)
-            work.jobs.end_step(spec.id, 2, record)
+            work.steps.end(spec.id, 2, record)
         work.jobs.succeed(spec.id, 2, Scores(perf=0.5, train_perf={"a": 0.75}, test_perf={"b": 0.25}))
     shown = compute.get(f"/jobs/{spec.id}").json
     assert (shown["state"], shown["status"], shown["attempt"], shown["strikes"]) == ("succeeded", "done", 2, 1)

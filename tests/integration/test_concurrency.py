@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import threading
@@ -15,10 +16,10 @@ import pytest
 from morpheo.artifacts import ArtifactService, Upload
 from morpheo.errors import Conflict, InvalidInput, TooLarge
 from morpheo.jobs import JobService
-from morpheo.models import ArtifactKind, Job
+from morpheo.models import ArtifactKind, Job, JobSpec
 from morpheo.storage.database import Database
 from morpheo.storage.local import LocalBlobStore
-from morpheo.testing import MemoryBlobStore, RecordingPublisher, make_learn_spec
+from morpheo.testing import MemoryBlobStore, make_learn_spec
 
 T = TypeVar("T")
 
@@ -50,11 +51,13 @@ def test_the_same_order_at_the_same_time_is_one_job(database: Database) -> None:
     for kind, ids in spec.needs().values():
         for artifact_id in ids:
             artifacts.upload(Upload(kind=kind, id=artifact_id), io.BytesIO(b"x"))
-    publisher = RecordingPublisher()
-    service = JobService(database, blobs, publisher)
-    results = at_once(lambda: service.submit(spec), 8)
+    published: list[JobSpec] = []
+    publishing = Database(database.url, publish=published.extend)
+    with contextlib.closing(publishing):
+        service = JobService(publishing, blobs)
+        results = at_once(lambda: service.submit(spec), 8)
     assert all(isinstance(result, Job) for result in results), results
-    assert publisher.published == [spec.id]
+    assert published == [spec]
 
 
 def test_one_of_many_uploads_with_the_same_id_wins(database: Database) -> None:

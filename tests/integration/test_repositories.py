@@ -344,8 +344,8 @@ def test_a_requeued_job_waits_its_delay(database: Database) -> None:
         work.jobs.requeue(spec.id, 1, outcome=AttemptOutcome.RETRIED, message="later", delay_s=3600, strikes=1)
     assert claim(database, spec.id) is None
     with database.begin() as work:
-        assert work.jobs.unpublished(JobKind.LEARN, (), older_than_s=0, limit=10) == []
-        assert work.jobs.queues_with_unpublished(older_than_s=0) == {}
+        assert work.messages.unpublished(JobKind.LEARN, (), older_than_s=0, limit=10) == []
+        assert work.messages.queues_with_unpublished(older_than_s=0) == {}
 
 
 def test_steps_come_back_in_their_order(database: Database) -> None:
@@ -360,9 +360,9 @@ def test_steps_come_back_in_their_order(database: Database) -> None:
         log_key="logs/x",
     )
     with database.begin() as work:
-        work.jobs.begin_step(spec.id, 1, StepName.DETARGET, position=0)
-        work.jobs.begin_step(spec.id, 1, StepName.TRAIN, position=1)
-        work.jobs.end_step(spec.id, 1, record)
+        work.steps.begin(spec.id, 1, StepName.DETARGET, position=0)
+        work.steps.begin(spec.id, 1, StepName.TRAIN, position=1)
+        work.steps.end(spec.id, 1, record)
     steps = get(database, spec.id).attempts[0].steps
     assert [step.name for step in steps] == [StepName.DETARGET, StepName.TRAIN]
     assert steps[0].seconds is None
@@ -397,14 +397,14 @@ def test_jobs_are_filtered_and_paged_without_gaps_or_doubles(database: Database)
 def test_unpublished_jobs_are_found_until_they_are_published(database: Database) -> None:
     spec = add_job(database)
     with database.begin() as work:
-        assert work.jobs.unpublished(JobKind.LEARN, (), older_than_s=None, limit=10) == [spec]
-        assert work.jobs.unpublished(JobKind.LEARN, (), older_than_s=60, limit=10) == [spec]
-        assert work.jobs.unpublished(JobKind.PREDICT, (), older_than_s=60, limit=10) == []
-        work.jobs.mark_published([spec.id])
+        assert work.messages.unpublished(JobKind.LEARN, (), older_than_s=None, limit=10) == [spec]
+        assert work.messages.unpublished(JobKind.LEARN, (), older_than_s=60, limit=10) == [spec]
+        assert work.messages.unpublished(JobKind.PREDICT, (), older_than_s=60, limit=10) == []
+        work.messages.mark_published([spec.id])
     with database.begin() as work:
-        assert work.jobs.unpublished(JobKind.LEARN, (), older_than_s=60, limit=10) == []
-        assert work.jobs.unpublished(JobKind.LEARN, (), older_than_s=None, limit=10) == []
-        assert work.jobs.unpublished(JobKind.LEARN, (), older_than_s=-1, limit=10) == [spec]
+        assert work.messages.unpublished(JobKind.LEARN, (), older_than_s=60, limit=10) == []
+        assert work.messages.unpublished(JobKind.LEARN, (), older_than_s=None, limit=10) == []
+        assert work.messages.unpublished(JobKind.LEARN, (), older_than_s=-1, limit=10) == [spec]
 
 
 def test_each_queue_has_its_own_unpublished_jobs(database: Database) -> None:
@@ -412,14 +412,14 @@ def test_each_queue_has_its_own_unpublished_jobs(database: Database) -> None:
     big = add_job(database, make_learn_spec(tags=("big-memory", "gpu")))
     gpu = add_job(database, make_predict_spec(tags=("gpu",)))
     with database.begin() as work:
-        work.jobs.mark_published([published.id, gpu.id])
-        assert work.jobs.queues_with_unpublished(older_than_s=60) == {
+        work.messages.mark_published([published.id, gpu.id])
+        assert work.messages.queues_with_unpublished(older_than_s=60) == {
             (JobKind.LEARN, ()): 2,
             (JobKind.LEARN, ("big-memory", "gpu")): 1,
         }
-        assert work.jobs.unpublished(JobKind.LEARN, (), older_than_s=60, limit=10) == [plain]
-        assert work.jobs.unpublished(JobKind.LEARN, ("big-memory", "gpu"), older_than_s=60, limit=10) == [big]
-        assert work.jobs.unpublished(JobKind.PREDICT, ("gpu",), older_than_s=-1, limit=10) == [gpu]
+        assert work.messages.unpublished(JobKind.LEARN, (), older_than_s=60, limit=10) == [plain]
+        assert work.messages.unpublished(JobKind.LEARN, ("big-memory", "gpu"), older_than_s=60, limit=10) == [big]
+        assert work.messages.unpublished(JobKind.PREDICT, ("gpu",), older_than_s=-1, limit=10) == [gpu]
 
 
 def test_jobs_are_found_by_a_whole_tag(database: Database) -> None:

@@ -422,7 +422,7 @@ def test_a_service_that_is_out_costs_no_attempt(bench: Workbench) -> None:
 
 
 def test_a_service_that_is_out_for_long_ends_the_job(bench: Workbench) -> None:
-    bench = make_workbench(bench.resources.settings.database_url, bench.resources.settings.data_dir, outage_s=0)
+    bench = make_workbench(bench.resources.database.url, bench.resources.settings.data_dir, outage_s=0)
     spec = bench.learn_spec()
     bench.runtime.down = True
     bench.resources.jobs.submit(spec)

@@ -73,9 +73,9 @@ def make_jobs_in_each_state(database: Database) -> None:
     failed, later = claimed(database, make_learn_spec()), claimed(database, make_predict_spec())
     with database.begin() as work:
         for job, name, seconds in ((done, StepName.PREDICT, 1.5), (failed, StepName.TRAIN, 2.25)):
-            work.jobs.begin_step(job, 1, name, position=0)
-            work.jobs.end_step(job, 1, StepRecord(name=name, started_at=to_datetime(0), seconds=seconds))
-        work.jobs.begin_step(running, 1, StepName.TRAIN, position=0)
+            work.steps.begin(job, 1, name, position=0)
+            work.steps.end(job, 1, StepRecord(name=name, started_at=to_datetime(0), seconds=seconds))
+        work.steps.begin(running, 1, StepName.TRAIN, position=0)
         assert work.jobs.succeed(done, 1, SCORES)
         assert work.jobs.fail(failed, 1, FAILURE)
         assert work.jobs.requeue(later, 1, outcome=AttemptOutcome.RETRIED, message="x", delay_s=600, strikes=1)

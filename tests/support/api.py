@@ -17,8 +17,9 @@ from sqlalchemy import text
 
 from morpheo.config import Settings
 from morpheo.errors import DatabaseUnavailable
-from morpheo.models import Artifact, ArtifactKind, JobSpec, LearnSpec, PredictSpec, spec_to_dict
+from morpheo.models import Artifact, ArtifactKind, JobSpec, LearnSpec, PredictSpec
 from morpheo.resources import Resources
+from morpheo.specs import spec_to_dict
 from morpheo.storage.database import Database, UnitOfWork
 from morpheo.testing import MemoryBlobStore, RecordingPublisher
 

@@ -15,8 +15,9 @@ from typing import Any
 from uuid import UUID
 
 from morpheo.config import PREFIX, Settings
-from morpheo.models import ArtifactKind, JobState, LearnSpec, spec_to_dict
+from morpheo.models import ArtifactKind, JobState, LearnSpec
 from morpheo.resources import Resources
+from morpheo.specs import spec_to_dict
 from morpheo.storage import migrate
 from morpheo.testing import RecordingPublisher
 from tests.support.jobs import ALGO, PROBLEM, image_archive

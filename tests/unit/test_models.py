@@ -30,10 +30,8 @@ from morpheo.models import (
     LearnSpec,
     PredictSpec,
     Scores,
-    spec_digest,
-    spec_from_dict,
-    spec_to_dict,
 )
+from morpheo.specs import spec_digest, spec_from_dict, spec_to_dict
 from morpheo.testing import make_learn_spec, make_predict_spec
 
 IDS = st.uuids()

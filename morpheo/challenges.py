@@ -1,0 +1,81 @@
+"""
+The domain of the orchestrator: problems as challenges, what is submitted to them, and chains of mini-batches.
+
+Only the standard library is imported here. A chain is all training jobs of one algo, in the order of their ranks; each
+rank trains on one batch of data, from the best model that the chain has when its turn comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A challenge: what is learned, what hides the targets, and what scores are measured on."""
+
+    id: UUID
+    #: Storage id of the archive of the problem image.
+    workflow: UUID
+    #: Data that scores are computed on; never trained on.
+    test_data: tuple[UUID, ...]
+    #: Files in a mini-batch, the "size_train_dataset" of 2017; the last one of an upload may have fewer.
+    batch_size: int
+    #: Whether a higher ``perf`` is a better one.
+    higher_is_better: bool = True
+    #: Ranks of one algo that may run at once.
+    parallel_ranks: int = 1
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """An algo that takes part in a challenge."""
+
+    #: Storage id of the algo.
+    algo: UUID
+    problem: UUID
+    name: str
+    #: Whether its chain waits for a person, or for new data, since a rank ended without a model.
+    stalled: bool = False
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One data file that was registered for challenges."""
+
+    #: Storage id of the file.
+    id: UUID
+    problems: tuple[UUID, ...]
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRank:
+    """A rank of a chain that ended with a model."""
+
+    job: UUID
+    algo: UUID
+    rank: int
+    model: UUID
+    perf: float
+
+
+def batches(data: Sequence[UUID], *, held_out: Collection[UUID], size: int) -> list[tuple[UUID, ...]]:
+    """
+    Cut data into mini-batches, in the order given.
+
+    Args:
+        data: Files in the order in which they were registered.
+        held_out: Files that are never trained on.
+        size: Files in a batch; the last one may have fewer.
+
+    Returns:
+        The batches; none if there is nothing to train on.
+    """
+    pool = [item for item in data if item not in held_out]
+    return [tuple(pool[start : start + size]) for start in range(0, len(pool), size)]

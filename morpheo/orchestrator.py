@@ -1,0 +1,364 @@
+"""
+The orchestrator: what is registered becomes orders.
+
+Whoever plans for a problem holds its row locked, so that chains are planned one after the other. A chain goes on in
+the transaction in which a rank of it ends (`advance_chain`, a rule of the database): the next rank is released with
+the best model that the chain then has. A rank that ends without a model stalls its chain until somebody retries it or
+new data comes; the chain then goes on from its best model.
+
+The words of 2017 are "learnuplet" for a training job and "preduplet" for a prediction job.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from uuid import UUID
+
+from morpheo.challenges import Dataset, Problem, Submission, batches
+from morpheo.errors import Conflict, InvalidInput, NotFound
+from morpheo.models import (
+    ArtifactKind,
+    Blame,
+    Cause,
+    Failure,
+    Job,
+    JobKind,
+    JobState,
+    LearnSpec,
+    PredictSpec,
+    Scores,
+)
+from morpheo.storage.database import Database, UnitOfWork
+
+#: What workers that are not ours are called in leases.
+OUTSIDE = "outside:"
+
+_FAILED_OUTSIDE = Failure(
+    cause=Cause.INTERNAL_ERROR,
+    blame=Blame.INFRASTRUCTURE,
+    message="the worker that had it reported that it failed, without a cause; look at that worker's log",
+)
+
+
+def advance_chain(work: UnitOfWork, job_id: UUID, state: JobState) -> None:
+    """Let a chain go on, or stall it, in the transaction that ended one of its ranks."""
+    if not state.is_final:
+        return
+    member = work.chains.member(job_id)
+    if member is None:
+        return
+    problem_id, algo = member
+    work.challenges.lock(problem_id)
+    if state is not JobState.SUCCEEDED:
+        work.challenges.set_stalled(algo, True)
+    _release(work, work.challenges.problem(problem_id), algo)
+
+
+def _release(work: UnitOfWork, problem: Problem, algo: UUID) -> None:
+    """Queue as many waiting ranks of a chain as may run at once; the problem is locked."""
+    if work.challenges.submission(algo).stalled:
+        return
+    for _ in range(problem.parallel_ranks - work.chains.active(algo)):
+        spec = work.chains.next_waiting(algo)
+        if spec is None:
+            return
+        best = work.chains.best(problem, algo=algo)
+        # Rank 0 starts from nothing; clients of 2017 expect the algo's id there.
+        start = algo if spec.rank == 0 else best.model if best else None
+        work.jobs.release(replace(spec, model_start=start))
+
+
+def _extend(work: UnitOfWork, problem: Problem, algo: UUID, data: Sequence[UUID]) -> int:
+    """Add the ranks that train on some data to a chain, and let it go on; the problem is locked."""
+    cut = batches(data, held_out=problem.test_data, size=problem.batch_size)
+    first = work.chains.last_rank(algo) + 1
+    for rank, batch in enumerate(cut, start=first):
+        spec = LearnSpec(
+            id=uuid.uuid4(),
+            problem=problem.id,
+            workflow=problem.workflow,
+            algo=algo,
+            train_data=batch,
+            test_data=problem.test_data,
+            model_start=algo if rank == 0 else None,
+            model_end=uuid.uuid4(),
+            rank=rank,
+        )
+        work.jobs.add(spec, algo=algo, state=JobState.WAITING, planned=True)
+    if cut:
+        work.challenges.set_stalled(algo, False)
+        _release(work, problem, algo)
+    return len(cut)
+
+
+class Orchestrator:
+    """
+    Registers problems, algos and data, and orders what follows from them.
+
+    Args:
+        database: Keeps the rows; `advance_chain` must be among its rules.
+        outside_lease_s: How long a worker that is not ours may hold a job, in seconds, before others may have it.
+    """
+
+    def __init__(self, database: Database, *, outside_lease_s: float) -> None:
+        self._database = database
+        self._outside_lease_s = outside_lease_s
+
+    def register_problem(self, problem: Problem) -> Problem:
+        """
+        Register a challenge; the same one twice is one.
+
+        Raises:
+            InvalidInput: storage does not have its archive or its test data, or it has none.
+            Conflict: another problem has that id.
+        """
+        if not problem.test_data:
+            raise InvalidInput("test_dataset: at least one file is needed to compute scores on", field="test_dataset")
+        with self._database.begin() as work:
+            known = _known_problem(work, problem.id)
+            if known is None:
+                _check_stored(work, "workflow", ArtifactKind.PROBLEM, [problem.workflow])
+                _check_stored(work, "test_dataset", ArtifactKind.DATA, problem.test_data)
+                work.challenges.add_problem(problem)
+                return work.challenges.problem(problem.id)
+        if replace(known, created_at=problem.created_at) != problem:
+            raise Conflict(f"another problem has the id {problem.id}")
+        return known
+
+    def register_algo(self, algo: UUID, *, name: str, problem_id: UUID) -> tuple[Submission, int]:
+        """
+        Let an algo take part in a challenge; the same one twice is one.
+
+        Returns:
+            The submission, and how many training jobs follow from it.
+
+        Raises:
+            NotFound: there is no such problem.
+            InvalidInput: storage does not have the algo.
+            Conflict: the algo takes part in another challenge.
+        """
+        with self._database.begin() as work:
+            if not work.challenges.lock(problem_id):
+                raise NotFound(f"problem {problem_id} not found")
+            _check_stored(work, "uuid", ArtifactKind.ALGO, [algo])
+            known = _known_submission(work, algo)
+            if known is None:
+                work.challenges.add_submission(algo, problem_id, name)
+                problem = work.challenges.problem(problem_id)
+                added = _extend(work, problem, algo, work.challenges.data_of(problem_id))
+                return work.challenges.submission(algo), added
+        if known.problem != problem_id:
+            raise Conflict(f"algo {algo} takes part in problem {known.problem}; upload it again under another id")
+        return known, 0
+
+    def register_data(self, data: Sequence[UUID], *, problem_ids: Sequence[UUID]) -> tuple[list[Dataset], int]:
+        """
+        Add data to challenges, and the batches of what is new to the chain of every algo in them.
+
+        Args:
+            data: Files, in the order in which batches are cut from them.
+            problem_ids: Challenges that they are for.
+
+        Returns:
+            The data, and how many training jobs follow from it.
+
+        Raises:
+            NotFound: one of the problems does not exist; nothing is registered.
+            InvalidInput: storage does not have one of the files; nothing is registered.
+        """
+        added = 0
+        unique = list(dict.fromkeys(data))
+        with self._database.begin() as work:
+            for problem_id in sorted(set(problem_ids)):  # in one order, so that two of these never wait for each other
+                if not work.challenges.lock(problem_id):
+                    raise NotFound(f"problem {problem_id} not found")
+            _check_stored(work, "uuid", ArtifactKind.DATA, unique)
+            for problem_id in dict.fromkeys(problem_ids):
+                fresh = work.challenges.add_data(problem_id, unique)
+                problem = work.challenges.problem(problem_id)
+                for submission in work.challenges.submissions(problem_id):
+                    added += _extend(work, problem, submission.algo, fresh)
+            found = {item.id: item for item in work.challenges.datasets(unique)}
+        return [found[item] for item in unique], added
+
+    def order_prediction(self, *, data: UUID, problem_id: UUID, model: UUID | None = None) -> Job:
+        """
+        Order the prediction of one data file, with the best model of a problem or with another one.
+
+        Raises:
+            NotFound: there is no such problem, or it has no model yet.
+            InvalidInput: storage does not have the data, or the model.
+        """
+        with self._database.begin() as work:
+            problem = work.challenges.problem(problem_id)
+            _check_stored(work, "data", ArtifactKind.DATA, [data])
+            best = None if model else work.chains.best(problem)
+            if not (model or best):
+                raise NotFound(f"problem {problem_id} has no trained model yet")
+            chosen = model or (best and best.model) or uuid.UUID(int=0)
+            _check_stored(work, "model", ArtifactKind.MODEL, [chosen])
+            spec = PredictSpec(id=uuid.uuid4(), problem=problem.id, workflow=problem.workflow, model=chosen, data=data)
+            work.jobs.add(spec, algo=work.artifacts.get(ArtifactKind.MODEL, chosen).algo, planned=True)
+            return work.jobs.get(spec.id)
+
+    def retry(self, job_id: UUID) -> Job:
+        """
+        Order again what failed or was cancelled, as a new job; a chain goes on from there.
+
+        Raises:
+            NotFound: there is no such job.
+            Conflict: the job has not failed, or its rank has another job already.
+        """
+        with self._database.begin() as work:
+            member = work.chains.member(job_id)
+            if member:
+                work.challenges.lock(member[0])
+            job = work.jobs.get(job_id)
+            if job.state not in (JobState.FAILED, JobState.CANCELLED):
+                raise Conflict(f"job {job_id} is {job.state}; only one that failed or was cancelled can be retried")
+            spec = replace(job.spec, id=uuid.uuid4())
+            if member is None or not isinstance(spec, LearnSpec):
+                work.jobs.add(spec, algo=job.algo, planned=job.planned)
+            else:
+                _retry_rank(work, spec)
+            return work.jobs.get(spec.id)
+
+    def problem(self, problem_id: UUID) -> Problem:
+        """
+        Return a problem.
+
+        Raises:
+            NotFound: there is none.
+        """
+        with self._database.read() as work:
+            return work.challenges.problem(problem_id)
+
+    def problems(self) -> list[Problem]:
+        """Return all problems, oldest first."""
+        with self._database.read() as work:
+            return work.challenges.problems()
+
+    def submission(self, algo: UUID) -> Submission:
+        """
+        Return the submission of an algo.
+
+        Raises:
+            NotFound: there is none.
+        """
+        with self._database.read() as work:
+            return work.challenges.submission(algo)
+
+    def submissions(self, problem_id: UUID | None = None) -> list[Submission]:
+        """Return the submissions of a problem, or all, oldest first."""
+        with self._database.read() as work:
+            return work.challenges.submissions(problem_id)
+
+    def datasets(self, ids: Sequence[UUID] | None = None) -> list[Dataset]:
+        """Return some data, or all, oldest first."""
+        with self._database.read() as work:
+            return work.challenges.datasets(ids)
+
+    def jobs(
+        self,
+        kind: JobKind,
+        *,
+        job: UUID | None = None,
+        problem: UUID | None = None,
+        algo: UUID | None = None,
+        states: tuple[JobState, ...] | None = None,
+    ) -> list[Job]:
+        """Return jobs that were planned here, without their attempts, oldest first."""
+        with self._database.read() as work:
+            return work.chains.jobs(kind, job=job, problem=problem, algo=algo, states=states)
+
+    def start_outside(self, kind: JobKind, job_id: UUID, worker: str) -> bool:
+        """Give a queued job to a worker that is not ours; return whether it has it now."""
+        with self._database.begin() as work:
+            if not work.chains.jobs(kind, job=job_id):
+                return False
+            # It takes over nobody's lease: what ran out goes back to the queue first.
+            return self._claim_outside(work, job_id, worker)
+
+    def end_learn_outside(self, job_id: UUID, scores: Scores | None) -> bool:
+        """
+        Record what a worker that is not ours reports of a training job; return whether that changed anything.
+
+        Args:
+            job_id: The job.
+            scores: None if it failed.
+
+        Raises:
+            InvalidInput: the model is not in storage.
+        """
+        with self._database.begin() as work:
+            job = self._held_outside(work, JobKind.LEARN, job_id)
+            if job is None or not isinstance(job.spec, LearnSpec):
+                return False
+            if scores is None:
+                return work.jobs.fail(job.id, job.attempt, _FAILED_OUTSIDE)
+            _check_stored(work, "model_end", ArtifactKind.MODEL, [job.spec.model_end])
+            return work.jobs.succeed(job.id, job.attempt, scores, result=job.spec.model_end)
+
+    def end_predict_outside(self, job_id: UUID, prediction: UUID | None) -> bool:
+        """
+        Record what a worker that is not ours reports of a prediction; return whether that changed anything.
+
+        Args:
+            job_id: The job.
+            prediction: Storage id of the prediction; None if it failed.
+
+        Raises:
+            InvalidInput: the prediction is not in storage.
+        """
+        with self._database.begin() as work:
+            job = self._held_outside(work, JobKind.PREDICT, job_id)
+            if job is None:
+                return False
+            if prediction is None:
+                return work.jobs.fail(job.id, job.attempt, _FAILED_OUTSIDE)
+            _check_stored(work, "prediction_storage_uuid", ArtifactKind.PREDICTION, [prediction])
+            return work.jobs.succeed(job.id, job.attempt, None, result=prediction)
+
+    def _held_outside(self, work: UnitOfWork, kind: JobKind, job_id: UUID) -> Job | None:
+        """Return a job that a worker that is not ours holds, or that nobody holds yet and is given to one now."""
+        found = work.chains.jobs(kind, job=job_id, states=(JobState.QUEUED, JobState.RUNNING))
+        if not found:
+            return None
+        if found[0].state is JobState.QUEUED and not self._claim_outside(work, job_id, "unnamed"):
+            return None
+        job = work.jobs.get(job_id)
+        return job if (job.worker or "").startswith(OUTSIDE) else None
+
+    def _claim_outside(self, work: UnitOfWork, job_id: UUID, worker: str) -> bool:
+        lease_s = self._outside_lease_s
+        return work.jobs.claim(job_id, worker=OUTSIDE + worker, lease_s=lease_s, max_attempts=0) is not None
+
+
+def _retry_rank(work: UnitOfWork, spec: LearnSpec) -> None:
+    if other := work.chains.live(spec.algo, spec.rank):
+        raise Conflict(f"rank {spec.rank} of algo {spec.algo} has job {other} already")
+    waiting = replace(spec, model_start=None, model_end=uuid.uuid4())
+    work.jobs.add(waiting, algo=spec.algo, state=JobState.WAITING, planned=True)
+    work.challenges.set_stalled(spec.algo, False)
+    _release(work, work.challenges.problem(spec.problem), spec.algo)
+
+
+def _known_problem(work: UnitOfWork, problem_id: UUID) -> Problem | None:
+    try:
+        return work.challenges.problem(problem_id)
+    except NotFound:
+        return None
+
+
+def _known_submission(work: UnitOfWork, algo: UUID) -> Submission | None:
+    try:
+        return work.challenges.submission(algo)
+    except NotFound:
+        return None
+
+
+def _check_stored(work: UnitOfWork, field: str, kind: ArtifactKind, ids: Sequence[UUID]) -> None:
+    if missing := work.artifacts.missing(kind, ids):
+        raise InvalidInput(f"{field}: {kind} {missing[0]} not found in storage", field=field)

@@ -1,0 +1,260 @@
+"""What is registered becomes orders, on a node with a fake engine: every rank here is really trained and scored."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from morpheo.artifacts import Upload
+from morpheo.challenges import Problem
+from morpheo.errors import Conflict, InvalidInput, NotFound
+from morpheo.models import ArtifactKind, Job, JobKind, JobState, LearnSpec, PredictSpec, Scores
+from morpheo.orchestrator import Orchestrator
+from morpheo.testing import FakeContainer
+from tests.support.workbench import ALGO, PROBLEM, Workbench, make_workbench
+
+
+@pytest.fixture
+def bench(sqlite_url: str, tmp_path: Path) -> Workbench:
+    return make_workbench(sqlite_url, tmp_path / "node")
+
+
+@pytest.fixture
+def orchestrator(bench: Workbench) -> Orchestrator:
+    return bench.resources.orchestrator
+
+
+def make_problem(bench: Workbench, **changes: object) -> Problem:
+    """Register a problem with two test files and batches of two."""
+    test = changes.pop("test_data", None) or (
+        bench.store(ArtifactKind.DATA, b"a:1"),
+        bench.store(ArtifactKind.DATA, b"c:3"),
+    )
+    problem = Problem(
+        id=uuid4(),
+        workflow=bench.store(ArtifactKind.PROBLEM, PROBLEM, name="p", description="p"),
+        test_data=test,  # type: ignore[arg-type]
+        **{"batch_size": 2, "created_at": datetime.now(UTC), **changes},  # type: ignore[arg-type]
+    )
+    return bench.resources.orchestrator.register_problem(problem)
+
+
+def add_data(bench: Workbench, problem: Problem, *contents: bytes) -> list[UUID]:
+    """Store and register data; return its ids."""
+    ids = [bench.store(ArtifactKind.DATA, content) for content in contents]
+    bench.resources.orchestrator.register_data(ids, problem_ids=[problem.id])
+    return ids
+
+
+def add_algo(bench: Workbench, problem: Problem) -> tuple[UUID, int]:
+    """Store and register an algo; return its id and how many jobs follow."""
+    algo = bench.store(ArtifactKind.ALGO, ALGO, name="a")
+    return algo, bench.resources.orchestrator.register_algo(algo, name="a", problem_id=problem.id)[1]
+
+
+def run_published(bench: Workbench) -> None:
+    """Do what a worker does: run what was published, until nothing is any more."""
+    while bench.publisher.published:
+        bench.resources.runner.run(bench.publisher.published.pop(0))
+
+
+def chain(bench: Workbench, algo: UUID) -> list[Job]:
+    jobs = bench.resources.orchestrator.jobs(JobKind.LEARN, algo=algo)
+    return sorted(
+        jobs,
+        key=lambda job: (job.spec.rank, job.created_at) if isinstance(job.spec, LearnSpec) else (0, job.created_at),
+    )
+
+
+def spec(job: Job) -> LearnSpec:
+    assert isinstance(job.spec, LearnSpec)
+    return job.spec
+
+
+def test_a_chain_trains_batch_after_batch_from_the_best_model(bench: Workbench) -> None:
+    problem = make_problem(bench)
+    data = add_data(bench, problem, b"z:0", b"a:1", b"c:9", b"c:3", b"d:4")
+    algo, added = add_algo(bench, problem)
+    assert added == 3
+    states = [job.state for job in chain(bench, algo)]
+    assert states == [JobState.QUEUED, JobState.WAITING, JobState.WAITING]
+    run_published(bench)
+    jobs = chain(bench, algo)
+    assert [spec(job).train_data for job in jobs] == [tuple(data[:2]), tuple(data[2:4]), tuple(data[4:])]
+    assert [job.scores and job.scores.perf for job in jobs] == [0.5, 1.0, 1.0]
+    # Rank 2 goes on from rank 1, which is better than rank 0; rank 0 starts from nothing.
+    assert [spec(job).model_start for job in jobs] == [algo, spec(jobs[0]).model_end, spec(jobs[1]).model_end]
+
+
+def test_test_data_never_trains_and_data_that_comes_later_extends_every_chain(bench: Workbench) -> None:
+    problem = make_problem(bench)
+    early, added = add_algo(bench, problem)
+    assert added == 0
+    add_data(bench, problem, b"a:1", b"b:2")
+    late, _ = add_algo(bench, problem)
+    run_published(bench)
+    fresh = bench.store(ArtifactKind.DATA, b"c:3")
+    data = [problem.test_data[0], fresh, problem.test_data[1]]
+    registered, added = bench.resources.orchestrator.register_data(data, problem_ids=[problem.id])
+    assert ([item.id for item in registered], added) == (data, 2)
+    assert bench.resources.orchestrator.register_data(data, problem_ids=[problem.id])[1] == 0  # nothing is new
+    run_published(bench)
+    for algo in (early, late):
+        jobs = chain(bench, algo)
+        assert [(spec(job).rank, job.state) for job in jobs] == [(0, JobState.SUCCEEDED), (1, JobState.SUCCEEDED)]
+        assert spec(jobs[1]).train_data == (fresh,)
+        assert spec(jobs[1]).model_start == spec(jobs[0]).model_end
+
+
+def break_algo(bench: Workbench) -> None:
+    def broken(container: FakeContainer) -> int:
+        container.print("no")
+        return 1
+
+    bench.programs["algo"] = broken
+
+
+def test_a_failed_rank_stalls_its_chain_until_it_is_retried(bench: Workbench, orchestrator: Orchestrator) -> None:
+    problem = make_problem(bench)
+    add_data(bench, problem, b"a:1", b"b:2", b"c:3", b"d:4")
+    works = bench.programs["algo"]
+    break_algo(bench)
+    algo, _ = add_algo(bench, problem)
+    run_published(bench)
+    first, second = chain(bench, algo)
+    assert (first.state, second.state) == (JobState.FAILED, JobState.WAITING)
+    assert orchestrator.submission(algo).stalled
+    bench.programs["algo"] = works
+    again = orchestrator.retry(first.id)
+    assert (again.state, spec(again).rank, spec(again).train_data) == (JobState.QUEUED, 0, spec(first).train_data)
+    with pytest.raises(Conflict, match=f"has job {again.id} already"):
+        orchestrator.retry(first.id)
+    run_published(bench)
+    assert [job.state for job in chain(bench, algo)] == [JobState.FAILED, JobState.SUCCEEDED, JobState.SUCCEEDED]
+    assert not orchestrator.submission(algo).stalled
+
+
+def test_new_data_lets_a_stalled_chain_go_on_from_its_best_model(bench: Workbench, orchestrator: Orchestrator) -> None:
+    problem = make_problem(bench)
+    add_data(bench, problem, b"a:1", b"b:2")
+    algo, _ = add_algo(bench, problem)
+    run_published(bench)
+    works = bench.programs["algo"]
+    break_algo(bench)
+    add_data(bench, problem, b"x:1")
+    run_published(bench)
+    assert orchestrator.submission(algo).stalled
+    bench.programs["algo"] = works
+    add_data(bench, problem, b"c:3")
+    run_published(bench)
+    jobs = chain(bench, algo)
+    assert [job.state for job in jobs] == [JobState.SUCCEEDED, JobState.FAILED, JobState.SUCCEEDED]
+    assert spec(jobs[2]).model_start == spec(jobs[0]).model_end
+
+
+def test_lower_can_be_better(bench: Workbench, orchestrator: Orchestrator) -> None:
+    problem = make_problem(bench, higher_is_better=False)
+    add_data(bench, problem, b"x:1", b"y:2", b"a:1", b"c:3", b"e:3")
+    algo, _ = add_algo(bench, problem)
+    run_published(bench)
+    jobs = chain(bench, algo)
+    assert [job.scores and job.scores.perf for job in jobs][:2] == [0.0, 1.0]
+    assert spec(jobs[2]).model_start == spec(jobs[0]).model_end
+    predicted = orchestrator.order_prediction(data=problem.test_data[0], problem_id=problem.id)
+    assert isinstance(predicted.spec, PredictSpec)
+    assert predicted.spec.model == spec(jobs[0]).model_end
+
+
+def test_ranks_of_one_algo_may_run_at_once_if_the_problem_says_so(bench: Workbench) -> None:
+    problem = make_problem(bench, parallel_ranks=2, batch_size=1)
+    add_data(bench, problem, b"a:1", b"b:2", b"c:3")
+    algo, _ = add_algo(bench, problem)
+    assert [job.state for job in chain(bench, algo)] == [JobState.QUEUED, JobState.QUEUED, JobState.WAITING]
+
+
+def test_a_prediction_uses_the_best_model_or_a_named_one(bench: Workbench, orchestrator: Orchestrator) -> None:
+    problem = make_problem(bench)
+    with pytest.raises(NotFound, match="no trained model yet"):
+        orchestrator.order_prediction(data=problem.test_data[0], problem_id=problem.id)
+    add_data(bench, problem, b"a:1", b"c:3", b"c:0")
+    algo, _ = add_algo(bench, problem)
+    run_published(bench)
+    first, second = (spec(job).model_end for job in chain(bench, algo))
+    data = bench.store(ArtifactKind.DATA, b"c")
+    best = orchestrator.order_prediction(data=data, problem_id=problem.id)
+    named = orchestrator.order_prediction(data=data, problem_id=problem.id, model=second)
+    assert [job.spec.model for job in (best, named) if isinstance(job.spec, PredictSpec)] == [first, second]
+    run_published(bench)
+    done = orchestrator.jobs(JobKind.PREDICT, problem=problem.id)
+    assert [job.state for job in done] == [JobState.SUCCEEDED] * 2
+    results = [job.result for job in done]
+    assert [bench.read(ArtifactKind.PREDICTION, item) for item in results if item] == [b"3", b"0"]
+
+
+def test_a_cancelled_rank_that_had_not_its_turn_is_left_out(bench: Workbench) -> None:
+    problem = make_problem(bench, batch_size=1)
+    add_data(bench, problem, b"a:1", b"b:2", b"c:3")
+    algo, _ = add_algo(bench, problem)
+    bench.resources.jobs.cancel(chain(bench, algo)[1].id)
+    run_published(bench)
+    assert [job.state for job in chain(bench, algo)] == [JobState.SUCCEEDED, JobState.CANCELLED, JobState.SUCCEEDED]
+
+
+def test_nothing_is_half_registered(bench: Workbench, orchestrator: Orchestrator) -> None:
+    problem = make_problem(bench)
+    known, unknown = bench.store(ArtifactKind.DATA, b"a:1"), uuid4()
+    with pytest.raises(InvalidInput, match=f"data {unknown} not found in storage"):
+        orchestrator.register_data([known, unknown], problem_ids=[problem.id])
+    with pytest.raises(NotFound, match=f"problem {unknown} not found"):
+        orchestrator.register_data([known], problem_ids=[problem.id, unknown])
+    assert orchestrator.datasets() == []
+    with pytest.raises(InvalidInput, match=f"algo {unknown} not found in storage"):
+        orchestrator.register_algo(unknown, name="a", problem_id=problem.id)
+    with pytest.raises(NotFound, match="problem"):
+        orchestrator.register_algo(bench.store(ArtifactKind.ALGO, ALGO, name="a"), name="a", problem_id=unknown)
+    assert orchestrator.submissions() == []
+    with pytest.raises(InvalidInput, match="test_dataset: data"):
+        make_problem(bench, test_data=(unknown,))
+
+
+def test_the_same_registration_twice_is_one(bench: Workbench, orchestrator: Orchestrator) -> None:
+    problem = make_problem(bench)
+    add_data(bench, problem, b"a:1")
+    algo, added = add_algo(bench, problem)
+    assert added == 1
+    assert orchestrator.register_problem(problem) == problem
+    assert orchestrator.register_algo(algo, name="a", problem_id=problem.id)[1] == 0
+    other = make_problem(bench)
+    with pytest.raises(Conflict, match=f"takes part in problem {problem.id}"):
+        orchestrator.register_algo(algo, name="a", problem_id=other.id)
+    with pytest.raises(Conflict, match="another problem has the id"):
+        orchestrator.register_problem(Problem(**{**vars(problem), "batch_size": 9}))
+
+
+def test_a_worker_that_is_not_ours_reports(bench: Workbench, orchestrator: Orchestrator) -> None:
+    problem = make_problem(bench, batch_size=1)
+    add_data(bench, problem, b"a:1", b"c:3")
+    algo, _ = add_algo(bench, problem)
+    first, second = chain(bench, algo)
+    assert orchestrator.start_outside(JobKind.LEARN, first.id, "go-worker")
+    assert not orchestrator.start_outside(JobKind.LEARN, first.id, "another")
+    assert not orchestrator.start_outside(JobKind.LEARN, second.id, "go-worker")  # it waits
+    assert not orchestrator.start_outside(JobKind.PREDICT, first.id, "go-worker")
+    assert bench.resources.runner.run(first.id) is None  # our own workers leave it alone
+    scores = Scores(perf=0.75, test_perf={str(item): 0.75 for item in problem.test_data})
+    with pytest.raises(InvalidInput, match=r"model_end: model .* not found in storage"):
+        orchestrator.end_learn_outside(first.id, scores)
+    upload = Upload(kind=ArtifactKind.MODEL, id=spec(first).model_end, algo=algo)
+    bench.resources.artifacts.upload(upload, io.BytesIO(b"m"))
+    assert orchestrator.end_learn_outside(first.id, scores)
+    assert not orchestrator.end_learn_outside(first.id, scores)  # it is over
+    first, second = chain(bench, algo)
+    assert (first.state, second.state) == (JobState.SUCCEEDED, JobState.QUEUED)
+    assert spec(second).model_start == spec(first).model_end
+    assert orchestrator.end_learn_outside(second.id, None)
+    assert chain(bench, algo)[1].state is JobState.FAILED
+    assert orchestrator.submission(algo).stalled
