@@ -209,7 +209,7 @@ class Orchestrator:
 
         Raises:
             NotFound: there is no such job.
-            Conflict: the job has not failed, or its rank has another job already.
+            Conflict: the job has not failed, or its rank or its model exists already, from another job.
         """
         with self._database.begin() as work:
             member = work.chains.member(job_id)
@@ -219,10 +219,12 @@ class Orchestrator:
             if job.state not in (JobState.FAILED, JobState.CANCELLED):
                 raise Conflict(f"job {job_id} is {job.state}; only one that failed or was cancelled can be retried")
             spec = replace(job.spec, id=uuid.uuid4())
-            if member is None or not isinstance(spec, LearnSpec):
-                work.jobs.add(spec, algo=job.algo, planned=job.planned)
-            else:
+            if member and isinstance(spec, LearnSpec):
                 _retry_rank(work, spec)
+            elif isinstance(spec, LearnSpec) and work.artifacts.exists(ArtifactKind.MODEL, spec.model_end):
+                raise Conflict(f"model {spec.model_end} exists already; order the job with another model_end")
+            else:
+                work.jobs.add(spec, algo=job.algo, planned=job.planned)
             return work.jobs.get(spec.id)
 
     def problem(self, problem_id: UUID) -> Problem:
@@ -290,7 +292,7 @@ class Orchestrator:
             scores: None if it failed.
 
         Raises:
-            InvalidInput: the model is not in storage.
+            InvalidInput: the model is not in storage, or there is a score of data that is not in the job.
         """
         with self._database.begin() as work:
             job = self._held_outside(work, JobKind.LEARN, job_id)
@@ -298,6 +300,7 @@ class Orchestrator:
                 return False
             if scores is None:
                 return work.jobs.fail(job.id, job.attempt, _FAILED_OUTSIDE)
+            _check_scores(job.spec, scores)
             _check_stored(work, "model_end", ArtifactKind.MODEL, [job.spec.model_end])
             return work.jobs.succeed(job.id, job.attempt, scores, result=job.spec.model_end)
 
@@ -357,6 +360,15 @@ def _known_submission(work: UnitOfWork, algo: UUID) -> Submission | None:
         return work.challenges.submission(algo)
     except NotFound:
         return None
+
+
+def _check_scores(spec: LearnSpec, scores: Scores) -> None:
+    for field, given, data in (
+        ("train_perf", scores.train_perf, spec.train_data),
+        ("test_perf", scores.test_perf, spec.test_data),
+    ):
+        if foreign := given.keys() - {str(item) for item in data}:
+            raise InvalidInput(f"{field}: {min(foreign)} is not in the job's {field[:-5]}_data", field=field)
 
 
 def _check_stored(work: UnitOfWork, field: str, kind: ArtifactKind, ids: Sequence[UUID]) -> None:
