@@ -35,8 +35,6 @@ _SEED = 20170401
 _DRAWS = 250
 #: Pairs compared at once, as many as a processor's cache holds.
 _PAIRS = 1024
-#: Far beyond any score that means something, and far from where numbers of 32 bits end.
-_HUGE = 1e30
 
 
 def tail(files: int) -> int:
@@ -61,9 +59,11 @@ def intervals(scores: Scores) -> Scores:
     Args:
         scores: Of at least two files.
     """
-    means = np.sort(scores @ _weights(scores.shape[1]).T, axis=1)
+    mean = scores.mean(axis=1, keepdims=True)
+    off = np.sort((scores - mean).astype(np.float32) @ _weights(scores.shape[1]).T, axis=1)
     cut = tail(scores.shape[1])
-    return means[:, [cut, RESAMPLES - 1 - cut]]
+    ends: Scores = mean + off[:, [cut, RESAMPLES - 1 - cut]]
+    return ends
 
 
 def wins(scores: Scores) -> NDArray[np.bool_]:
@@ -73,7 +73,7 @@ def wins(scores: Scores) -> NDArray[np.bool_]:
     That is, the interval of the difference of their means is above zero: at most `tail` of the draws favour the other.
 
     Args:
-        scores: A higher one is better. Of at least `MIN_FILES` files, or nothing wins.
+        scores: A higher one is better; of magnitudes below 1e38. With fewer files than `MIN_FILES`, nobody wins.
     """
     count, files = scores.shape
     if count == 0 or files < MIN_FILES:
@@ -112,14 +112,14 @@ def _relative_means(scores: Scores) -> NDArray[np.float32]:
     Differences stay as they are. What files do to all algos is gone, so that algos that are far apart can be told
     without looking at each draw, and 32 bits are precise enough.
     """
-    with np.errstate(over="ignore"):
-        relative = np.clip(scores - np.median(scores, axis=0), -_HUGE, _HUGE).astype(np.float32)
-    means: NDArray[np.float32] = relative @ _weights(scores.shape[1]).astype(np.float32).T
+    relative = (scores - np.median(scores, axis=0)).astype(np.float32)
+    means: NDArray[np.float32] = relative @ _weights(scores.shape[1]).T
     return means
 
 
-def _weights(files: int) -> Scores:
+def _weights(files: int) -> NDArray[np.float32]:
     """Return how often each file is in each draw, as a share of the draw, of shape (draws, files)."""
     drawn = np.random.default_rng(_SEED).integers(files, size=(RESAMPLES, files))
     drawn += np.arange(RESAMPLES)[:, None] * files
-    return np.bincount(drawn.ravel(), minlength=RESAMPLES * files).reshape(RESAMPLES, files) / files
+    counts = np.bincount(drawn.ravel(), minlength=RESAMPLES * files).reshape(RESAMPLES, files)
+    return (counts / files).astype(np.float32)
