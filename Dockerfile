@@ -58,6 +58,12 @@ HEALTHCHECK --interval=5s --timeout=10s --start-period=30s \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8082/health', timeout=8)"]
 CMD ["storage-api", "--host", "0.0.0.0"]
 
+FROM service AS orchestrator-api
+EXPOSE 8083
+HEALTHCHECK --interval=5s --timeout=10s --start-period=30s \
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8083/health', timeout=8)"]
+CMD ["orchestrator-api", "--host", "0.0.0.0"]
+
 FROM service AS compute-worker
 # Each node of a worker touches a file of its own here while it speaks with its broker.
 ENV MORPHEO_ALIVE_DIR=/tmp/alive

@@ -2,7 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.ready
-SERVICES := compute-api compute-worker storage-api
+SERVICES := compute-api compute-worker orchestrator-api storage-api
 IMAGES := $(SERVICES:%=%-docker)
 EXECUTABLES := $(foreach service,$(SERVICES),$(service)/target/$(service))
 
@@ -51,6 +51,7 @@ all-bin: $(SERVICES) ## Make each service one executable file, SERVICE/target/SE
 
 compute-api: compute-api/target/compute-api ## Make compute-api/target/compute-api
 compute-worker: compute-worker/target/compute-worker ## Make compute-worker/target/compute-worker
+orchestrator-api: orchestrator-api/target/orchestrator-api ## Make orchestrator-api/target/orchestrator-api
 storage-api: storage-api/target/storage-api ## Make storage-api/target/storage-api
 
 # One file for all: its name tells it which service it is.
@@ -65,6 +66,7 @@ all-docker: build/wheels/3.11/.ready ## Build the images of all services
 
 compute-api-docker: ## Build the image morpheo/compute-api
 compute-worker-docker: ## Build the image morpheo/compute-worker
+orchestrator-api-docker: ## Build the image morpheo/orchestrator-api
 storage-api-docker: ## Build the image morpheo/storage-api
 $(IMAGES): build/wheels/3.11/.ready
 	@scripts/engine scripts/service-images $(@:%-docker=%)

@@ -12,21 +12,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
-from rich.box import SIMPLE_HEAD
 from rich.live import Live
 from rich.table import Table
 
 from morpheo.cli.common import err, json_option, out, print_json
 from morpheo.cli.dev import START_DEADLINE_S, check_engine
 from morpheo.cli.jobs import describe
-from morpheo.client import ComputeClient, StorageClient
+from morpheo.client import ComputeClient, OrchestratorClient, StorageClient
 from morpheo.config import Settings
 from morpheo.errors import MorpheoError
-from morpheo.models import ArtifactKind, Job, LearnSpec
+from morpheo.models import Job, LearnSpec
 
 
 @click.command()
@@ -35,7 +33,7 @@ def demo(as_json: bool) -> None:
     """Run a clinical challenge end to end on a throwaway stack.
 
     569 real patients, two algorithms that learn online over four batches of hospital data, scored on a hidden test
-    set; then a prediction with the best model. Nothing is left behind but the images.
+    set; then a fifth batch, and a prediction with the best model. Nothing is left behind but the images.
     """
     check_engine(Settings.from_env())
     err.print("starting Redis, the APIs, a worker and Flower ...")
@@ -59,7 +57,7 @@ def throwaway_stack(folder: Path, settings: dict[str, str] | None = None) -> Ite
     """
     ready, log = folder / "ready.json", folder / "log"
     data_dir = folder / "data"
-    ports = [f"--{name}-port=0" for name in ("compute", "storage", "flower", "redis")]
+    ports = [f"--{name}-port=0" for name in ("compute", "storage", "orchestrator", "flower", "redis")]
     command = [sys.executable, "-m", "morpheo", "dev", "--no-reload", *ports, f"--ready-file={ready}"]
     own = {
         "MORPHEO_DATA_DIR": str(data_dir),
@@ -83,36 +81,33 @@ def throwaway_stack(folder: Path, settings: dict[str, str] | None = None) -> Ite
 
 
 def _challenge(urls: dict[str, str], *, as_json: bool) -> dict[str, object]:
-    from morpheo.demo import challenge as demo_challenge  # noqa: PLC0415 - scikit-learn takes a second to import
+    from morpheo.demo import challenge as demo  # noqa: PLC0415 - scikit-learn takes a second to import
 
     settings = Settings.from_env()
-    storage = StorageClient(urls["storage"], user=settings.user, password=settings.password.get_secret_value())
-    compute = ComputeClient(urls["compute"])
-    challenge = demo_challenge.upload(storage)
+    user, password = settings.user, settings.password.get_secret_value()
+    clients = demo.Clients(
+        storage=StorageClient(urls["storage"], user=user, password=password),
+        compute=ComputeClient(urls["compute"]),
+        orchestrator=OrchestratorClient(urls["orchestrator"], user=user, password=password),
+    )
+    challenge = demo.register(clients)
     board = _Board()
     with Live(get_renderable=board.table, console=err, refresh_per_second=8, transient=True):
-        with ThreadPoolExecutor(len(challenge.algos)) as pool:
-            chains = dict(
-                zip(
-                    challenge.algos,
-                    pool.map(
-                        lambda name: demo_challenge.train_chain(compute, challenge, name, board.update),
-                        challenge.algos,
-                    ),
-                    strict=True,
-                )
-            )
-        best = max(
-            (job for jobs in chains.values() for job in jobs), key=lambda job: job.scores.perf if job.scores else 0
-        )
-        assert isinstance(best.spec, LearnSpec)  # noqa: S101 - for the type checker
-        spec = demo_challenge.predict(compute, challenge, best.spec.model_end, board.update)
-    prediction = storage.read(ArtifactKind.PREDICTION, spec.prediction).decode().split()
+        demo.follow(clients, challenge, board.update)
+        first = clients.orchestrator.leaderboard(challenge.problem)
+        clients.orchestrator.add_data(challenge.later, problems=[challenge.problem])
+        scores = demo.follow(clients, challenge, board.update)
+        last = clients.orchestrator.leaderboard(challenge.problem)
+        model, prediction = demo.predict(clients, challenge, board.update)
     if not as_json:
-        _print_results(chains, urls["storage"], prediction)
+        out.print(leaderboard_table(first, title=f"Breast cancer challenge, {demo.TRAIN_FILES} hospitals"))
+        out.print(leaderboard_table(last, title=f"and {demo.LATER_FILES} hospitals more"))
+        shown = ", ".join(prediction[:5])
+        out.print(f"The best model predicted {len(prediction)} patients without a diagnosis: {shown}, ...")
     return {
-        "scores": {name: [job.scores.perf for job in jobs if job.scores] for name, jobs in chains.items()},
-        "best_model": best.spec.model_end,
+        "scores": scores,
+        "leaderboard": last.document,
+        "best_model": model,
         "prediction": prediction,
     }
 
@@ -136,19 +131,3 @@ class _Board:
             for name, row in self._rows.items():
                 table.add_row(name, *row)
         return table
-
-
-def _print_results(chains: dict[str, list[Job]], storage_url: str, prediction: list[str]) -> None:
-    table = Table(title="Breast cancer challenge", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("algo", "rank", "AUC", "seconds per step", "model"):
-        table.add_column(heading, no_wrap=True)
-    for name, jobs in chains.items():
-        for job in jobs:
-            steps = "\n".join(f"{step.name} {step.seconds or 0:.2f}" for step in job.attempts[-1].steps)
-            assert isinstance(job.spec, LearnSpec)  # noqa: S101 - for the type checker
-            score = f"{job.scores.perf:.4f}" if job.scores else "-"
-            table.add_row(name, str(job.spec.rank), score, steps, str(job.spec.model_end), end_section=job is jobs[-1])
-    out.print(table)
-    out.print(f"While a stack runs, a model is at {storage_url}/model/MODEL/blob.", soft_wrap=True)
-    first = ", ".join(prediction[:5])
-    out.print(f"The best model predicted {len(prediction)} patients without a diagnosis: {first}, ...", soft_wrap=True)

@@ -43,6 +43,7 @@ class Ports:
 
     compute: int
     storage: int
+    orchestrator: int
     flower: int
     redis: int
 
@@ -50,14 +51,21 @@ class Ports:
 @click.command()
 @click.option("--compute-port", default=8081, show_default=True, help="0 is any free port.")
 @click.option("--storage-port", default=8082, show_default=True, help="0 is any free port.")
+@click.option("--orchestrator-port", default=8083, show_default=True, help="0 is any free port.")
 @click.option("--flower-port", default=8085, show_default=True, help="0 is any free port.")
 @click.option("--redis-port", default=6379, show_default=True, help="0 is any free port.")
 @click.option("--reload/--no-reload", default=True, show_default=True, help="Start again when the code changes.")
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Write the addresses here when all answer.")
 def dev(
-    compute_port: int, storage_port: int, flower_port: int, redis_port: int, reload: bool, ready_file: Path | None
+    compute_port: int,
+    storage_port: int,
+    orchestrator_port: int,
+    flower_port: int,
+    redis_port: int,
+    reload: bool,
+    ready_file: Path | None,
 ) -> None:
-    """Run everything on this machine: Redis, both APIs, one worker and Flower.
+    """Run everything on this machine: Redis, the three APIs, one worker and Flower.
 
     Uses the settings of the environment; data is kept in MORPHEO_DATA_DIR. Stop it with Ctrl-C.
     """
@@ -65,6 +73,7 @@ def dev(
     ports = Ports(
         compute=_free_port("compute", compute_port),
         storage=_free_port("storage", storage_port),
+        orchestrator=_free_port("orchestrator", orchestrator_port),
         flower=_free_port("flower", flower_port),
         redis=_free_port("redis", redis_port),
     )
@@ -147,6 +156,7 @@ def _commands(ports: Ports, *, reload: bool) -> dict[str, list[str]]:
     return {
         "storage": [*python, "morpheo", "storage-api", "--port", str(ports.storage), *again],
         "compute": [*python, "morpheo", "compute-api", "--port", str(ports.compute), *again],
+        "orchestrator": [*python, "morpheo", "orchestrator-api", "--port", str(ports.orchestrator), *again],
         "worker": worker,
         "flower": [*python, "celery", "-A", "morpheo", *flower],
     }
@@ -178,7 +188,7 @@ def _run(settings: Settings, ports: Ports, *, redis_password: str, reload: bool,
 
 def _announce(urls: dict[str, str], ready_file: Path | None) -> None:
     health = {
-        **{name: f"{urls[name]}/health" for name in ("compute", "storage")},
+        **{name: f"{urls[name]}/health" for name in ("compute", "storage", "orchestrator")},
         "flower": f"{urls['flower']}/healthcheck",
     }
     deadline = time.monotonic() + START_DEADLINE_S

@@ -2,13 +2,14 @@
 A clinical challenge on the Wisconsin diagnostic breast cancer data.
 
 569 patients with 30 measurements of cell nuclei each and a diagnosis (W. N. Street, W. H. Wolberg and O. L.
-Mangasarian, 1993), as scikit-learn's wheel carries them. They are dealt to hospitals: eight train files of 50 patients
-and a hidden test set of two.
+Mangasarian, 1993), as scikit-learn's wheel carries them. They are dealt to hospitals: eight train files, two more that
+come later, and a hidden test set of eight.
 """
 
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,40 +18,45 @@ from uuid import UUID, uuid4
 import numpy as np
 from sklearn.datasets import load_breast_cancer
 
-from morpheo.client import ComputeClient, StorageClient
+from morpheo.client import ComputeClient, OrchestratorClient, StorageClient
 from morpheo.errors import MorpheoError
-from morpheo.models import ArtifactKind, Job, JobSpec, JobState, LearnSpec, PredictSpec
+from morpheo.models import ArtifactKind, Job, JobState
 from morpheo.packing import pack_folder
 
 ASSETS = Path(__file__).parent / "assets"
 ALGOS = ("logistic", "bayes")
 TARGET = "malignant"
 TRAIN_FILES = 8
-PATIENTS_PER_FILE = 50
+LATER_FILES = 2
+PATIENTS_PER_FILE = 40
 FILES_PER_RANK = 2
-TEST_FILES = 2
+TEST_FILES = 8
+#: How often to look at what becomes of a chain, in seconds.
+LOOK_S = 0.2
 
 #: Called with the algo's name and its job at every look.
 OnLook = Callable[[str, Job], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Challenge:
-    """What was uploaded."""
+class Clients:
+    """The three services."""
 
-    workflow: UUID
+    storage: StorageClient
+    compute: ComputeClient
+    orchestrator: OrchestratorClient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Challenge:
+    """What was registered."""
+
+    problem: UUID
     algos: dict[str, UUID]
-    train_data: tuple[UUID, ...]
-    test_data: tuple[UUID, ...]
+    #: Train data that comes later, stored but not registered.
+    later: tuple[UUID, ...]
     #: Patients without a diagnosis, to predict.
     new_patients: UUID
-
-    @property
-    def batches(self) -> list[tuple[UUID, ...]]:
-        """The train data of each rank."""
-        return [
-            self.train_data[start : start + FILES_PER_RANK] for start in range(0, len(self.train_data), FILES_PER_RANK)
-        ]
 
 
 def hospitals() -> tuple[list[bytes], list[bytes], bytes]:
@@ -63,8 +69,8 @@ def hospitals() -> tuple[list[bytes], list[bytes], bytes]:
     names = [*(name.replace(" ", "_") for name in data.feature_names), TARGET]
     table = np.column_stack([data.data, 1 - data.target])  # the wheel's 0 is malignant
     table = table[np.random.default_rng(569).permutation(len(table))]
-    cut = TRAIN_FILES * PATIENTS_PER_FILE
-    train = np.split(table[:cut], TRAIN_FILES)
+    cut = (TRAIN_FILES + LATER_FILES) * PATIENTS_PER_FILE
+    train = np.split(table[:cut], TRAIN_FILES + LATER_FILES)
     test = np.array_split(table[cut:], TEST_FILES)
     return (
         [_to_csv(names, rows) for rows in train],
@@ -86,68 +92,63 @@ def archive(name: str) -> bytes:
     return target.getvalue()
 
 
-def upload(storage: StorageClient) -> Challenge:
-    """Upload the problem, the algos and the data."""
+def register(clients: Clients) -> Challenge:
+    """Upload and register the problem, the algos and the data; training follows from it."""
+    storage, orchestrator = clients.storage, clients.orchestrator
     train, test, new_patients = hospitals()
-    problem = storage.upload(
+    workflow = storage.upload(
         ArtifactKind.PROBLEM, archive("problem"), name="breast cancer", description="Is a tumour malignant? ROC AUC"
     )
+    test_data = [storage.upload(ArtifactKind.DATA, content).id for content in test]
+    problem = orchestrator.add_problem(uuid4(), workflow=workflow.id, test_data=test_data, batch_size=FILES_PER_RANK)
     algos = {name: storage.upload(ArtifactKind.ALGO, archive(name), name=name).id for name in ALGOS}
+    for name, algo in algos.items():
+        orchestrator.add_algo(algo, name=name, problem=problem.id)
+    data = [storage.upload(ArtifactKind.DATA, content).id for content in train]
+    orchestrator.add_data(data[:TRAIN_FILES], problems=[problem.id])
     return Challenge(
-        workflow=problem.id,
+        problem=problem.id,
         algos=algos,
-        train_data=tuple(storage.upload(ArtifactKind.DATA, content).id for content in train),
-        test_data=tuple(storage.upload(ArtifactKind.DATA, content).id for content in test),
+        later=tuple(data[TRAIN_FILES:]),
         new_patients=storage.upload(ArtifactKind.DATA, new_patients).id,
     )
 
 
-def train_chain(compute: ComputeClient, challenge: Challenge, name: str, on_look: OnLook) -> list[Job]:
+def follow(clients: Clients, challenge: Challenge, on_look: OnLook) -> dict[str, list[float]]:
     """
-    Train one algo on batch after batch, each time from the last model.
+    Wait until every rank of both chains has ended; return the scores of each algo's ranks.
 
     Raises:
-        MorpheoError: a job failed.
+        MorpheoError: a rank failed.
     """
-    jobs: list[Job] = []
-    for rank, batch in enumerate(challenge.batches):
-        previous = jobs[-1].spec if jobs else None
-        spec = LearnSpec(
-            id=uuid4(),
-            problem=challenge.workflow,
-            workflow=challenge.workflow,
-            algo=challenge.algos[name],
-            train_data=batch,
-            test_data=challenge.test_data,
-            model_start=previous.model_end if isinstance(previous, LearnSpec) else None,
-            model_end=uuid4(),
-            rank=rank,
-        )
-        jobs.append(_run(compute, spec, name, on_look))
-    return jobs
+    names = {algo: name for name, algo in challenge.algos.items()}
+    while True:
+        uplets = clients.orchestrator.learnuplets(problem=challenge.problem)
+        for uplet in uplets:
+            if uplet.status == "pending":
+                on_look(names[uplet.algo], clients.compute.job(uplet.uuid))
+            elif uplet.status == "failed":
+                job = clients.compute.job(uplet.uuid)
+                raise MorpheoError(f"job {job.id} failed: {job.failure.message if job.failure else ''}")
+        if all(uplet.status == "done" for uplet in uplets):
+            break
+        time.sleep(LOOK_S)
+    ranks = sorted(uplets, key=lambda uplet: uplet.rank)
+    return {name: [uplet.perf or 0.0 for uplet in ranks if uplet.algo == algo] for algo, name in names.items()}
 
 
-def predict(compute: ComputeClient, challenge: Challenge, model: UUID, on_look: OnLook) -> PredictSpec:
+def predict(clients: Clients, challenge: Challenge, on_look: OnLook) -> tuple[UUID, list[str]]:
     """
-    Predict the patients without a diagnosis with a model, and return the order that names the prediction.
+    Predict the patients without a diagnosis with the best model; return that model and the prediction's lines.
 
     Raises:
         MorpheoError: the job failed.
     """
-    spec = PredictSpec(
-        id=uuid4(),
-        problem=challenge.workflow,
-        workflow=challenge.workflow,
-        model=model,
-        data=challenge.new_patients,
-    )
-    _run(compute, spec, "prediction", on_look)
-    return spec
-
-
-def _run(compute: ComputeClient, spec: JobSpec, name: str, on_look: OnLook) -> Job:
-    job = compute.wait(compute.submit(spec).id, on_look=lambda job: on_look(name, job))
+    uplet = clients.orchestrator.predict(challenge.new_patients, problem=challenge.problem)
+    job = clients.compute.wait(uplet.uuid, on_look=lambda job: on_look("prediction", job))
     if job.state is not JobState.SUCCEEDED:
-        reason = job.failure.message if job.failure else ""
-        raise MorpheoError(f"the {name} job {job.id} is {job.state}: {reason}")
-    return job
+        raise MorpheoError(f"the prediction {job.id} is {job.state}: {job.failure.message if job.failure else ''}")
+    done = clients.orchestrator.preduplet(uplet.uuid)
+    if done.prediction is None:
+        raise MorpheoError(f"the prediction {job.id} has no file")
+    return uplet.model, clients.storage.read(ArtifactKind.PREDICTION, done.prediction).decode().split()

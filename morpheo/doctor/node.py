@@ -21,11 +21,11 @@ from morpheo.config import Settings
 from morpheo.doctor.findings import Check, Finding, fail, is_local, ok, warn
 
 #: Where the services listen, and what shows that it is them.
-PORTS = {"compute-api": 8081, "storage-api": 8082, "flower": 8085}
+PORTS = {"compute-api": 8081, "storage-api": 8082, "orchestrator-api": 8083, "flower": 8085}
 #: How long a service may take to answer, in seconds.
 TIMEOUT_S = 3.0
 
-_HEALTH = {"compute-api": "/health", "storage-api": "/health", "flower": "/healthcheck"}
+_HEALTH = {**dict.fromkeys(PORTS, "/health"), "flower": "/healthcheck"}
 
 
 def checks(settings: Settings, *, ports: Mapping[str, int] = PORTS) -> list[Check]:

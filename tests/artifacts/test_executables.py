@@ -53,7 +53,7 @@ def test_without_the_files_this_python_has_nothing_of_the_project(bare: tuple[Pa
     assert run(bare, "python3", "-c", seek) == "[]\n"
 
 
-@pytest.mark.parametrize(("name", "command"), [*zip(SERVICES, ("compute-api", "worker", "storage-api"), strict=True)])
+@pytest.mark.parametrize(("name", "command"), [*zip(SERVICES, ("compute-api", "worker", "orchestrator-api", "storage-api"), strict=True)])
 def test_a_file_is_the_service_of_its_name_and_the_whole_command(
     bare: tuple[Path, dict[str, str]], name: str, command: str
 ) -> None:
@@ -75,14 +75,14 @@ def test_a_file_runs_for_a_stranger_without_a_home_on_a_read_only_file_system(
 
 @pytest.fixture
 def services(bare: tuple[Path, dict[str, str]], redis_url: str, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """The three files running; gives the addresses of the compute and the storage API."""
+    """The files running; gives the addresses of the compute and the storage API."""
     folder, environment = bare
     environment |= {"MORPHEO_BROKER_URL": redis_url, "MORPHEO_SWEEP_S": "1", "MORPHEO_STOP_GRACE_S": "1"}
     if "DOCKER_HOST" in os.environ:
         environment["DOCKER_HOST"] = os.environ["DOCKER_HOST"]
     (tmp_path / "data").mkdir(mode=0o711)
     run(bare, "./compute-api", "migrate")
-    ports = {name: free_port() for name in ("compute-api", "storage-api")}
+    ports = {name: free_port() for name in SERVICES if name.endswith("-api")}
     with ExitStack() as stack:
         for name in SERVICES:
             command = [f"./{name}", *(["--port", str(ports[name])] if name in ports else [])]
@@ -95,7 +95,7 @@ def services(bare: tuple[Path, dict[str, str]], redis_url: str, tmp_path: Path) 
 
 @pytest.mark.docker
 @pytest.mark.redis
-def test_the_three_files_do_a_job(services: tuple[str, str], engine: APIClient, tmp_path: Path) -> None:
+def test_the_files_do_a_job(services: tuple[str, str], engine: APIClient, tmp_path: Path) -> None:
     compute, storage = ComputeClient(services[0]), StorageClient(services[1], user="u", password="p")
     spec = make_order(storage)
     compute.submit(spec)

@@ -67,6 +67,7 @@ class Deployment:
         environment = {
             **os.environ,
             "MORPHEO_COMPUTE_URL": f"http://127.0.0.1:{self.ports['compute']}",
+            "MORPHEO_ORCHESTRATOR_URL": f"http://127.0.0.1:{self.ports['orchestrator']}",
             "MORPHEO_STORAGE_URL": f"http://127.0.0.1:{self.ports['storage']}",
             "MORPHEO_USER": self.secrets["MORPHEO_USER"],
             "MORPHEO_PASSWORD": self.secrets["MORPHEO_PASSWORD"],
@@ -86,7 +87,7 @@ def deployment(engine: APIClient, tmp_path_factory: pytest.TempPathFactory) -> I
     """Two workers and everything else; afterwards nothing of it may be left."""
     folder = tmp_path_factory.mktemp("deployment")
     project = f"morpheo-test-{uuid.uuid4().hex[:8]}"
-    ports = {name: free_port() for name in ("compute", "storage", "flower")}
+    ports = {name: free_port() for name in ("compute", "storage", "orchestrator", "flower")}
     (folder / "settings.env").write_text("".join(f"{name}={value}\n" for name, value in SETTINGS.items()))
     environment = {
         **os.environ,

@@ -22,6 +22,7 @@ PATIENCE_S = 120
 SERVICES = {
     "compute-api": 8081,
     "storage-api": 8082,
+    "orchestrator-api": 8083,
     "flower": 8085,
     "broker": 6379,
     "database": 5432,

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("compute-api", "compute-worker", "storage-api")
+SERVICES = ("compute-api", "compute-worker", "orchestrator-api", "storage-api")
 
 
 def copy_of_checkout(target: Path) -> Path:
