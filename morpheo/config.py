@@ -58,16 +58,26 @@ class Settings(BaseSettings):
 
     compute_url: str = Field("http://127.0.0.1:8081", description="Address of the compute API, for the command line")
     storage_url: str = Field("http://127.0.0.1:8082", description="Address of the storage API, for the command line")
-    user: str = Field("u", min_length=1, description="User of the storage API (HTTP Basic)")
-    password: SecretStr = Field(SecretStr("p"), description="Password of the storage API (HTTP Basic)")
+    orchestrator_url: str = Field(
+        "",
+        description="Address of the orchestrator API, for the command line; empty is http://127.0.0.1:8083. If it is "
+        "set, workers also report to it the jobs that were ordered at the compute API",
+    )
+    user: str = Field("u", min_length=1, description="User of the storage and orchestrator APIs (HTTP Basic)")
+    password: SecretStr = Field(
+        SecretStr("p"), description="Password of the storage and orchestrator APIs (HTTP Basic)"
+    )
     cors_origins: CommaSeparated = Field(
-        ("*",), description="Origins whose web pages may call the storage API, comma-separated; * is any"
+        ("*",),
+        description="Origins whose web pages may call the storage and orchestrator APIs, comma-separated; * is any",
     )
     strict_size: bool = Field(
         False, description="Refuse an upload whose size field differs from the bytes received (clients of 2017 lie)"
     )
     max_blob_bytes: int = Field(48 * GIB, gt=0, description="Largest blob that can be uploaded")
-    max_order_bytes: int = Field(MIB, gt=0, description="Largest JSON order that the compute API reads")
+    max_order_bytes: int = Field(
+        MIB, gt=0, description="Largest JSON document that the compute and orchestrator APIs read"
+    )
     api_threads: int = Field(8, gt=0, description="Requests that one process of an API serves at once")
     api_processes: int = Field(2, gt=0, description="Processes of each API")
 

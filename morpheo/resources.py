@@ -47,11 +47,13 @@ class Resources:
     @functools.cached_property
     def database(self) -> Database:
         """The database."""
-        return Database(
-            self.settings.database,
-            rules=(advance_chain,),
-            publish=lambda specs: publish(self.database, self.publisher, specs),
-        )
+        database = Database(self.settings.database)
+        self.attach(database)
+        return database
+
+    def attach(self, database: Database) -> None:
+        """Let a database do what follows from jobs: chains go on, and workers hear of what is queued."""
+        database.attach(rules=(advance_chain,), publish=lambda specs: publish(database, self.publisher, specs))
 
     @functools.cached_property
     def blobs(self) -> BlobStore:

@@ -106,7 +106,7 @@ def _challenge(urls: dict[str, str], *, as_json: bool) -> dict[str, object]:
         out.print(f"The best model predicted {len(prediction)} patients without a diagnosis: {shown}, ...")
     return {
         "scores": scores,
-        "leaderboard": last.document,
+        "boards": [first.document, last.document],
         "best_model": model,
         "prediction": prediction,
     }

@@ -92,6 +92,15 @@ class ComputeClient:
         """Cancel a job; harmless if it has ended."""
         return _to_job(self._http.request("POST", f"/jobs/{job_id}/cancel").json())
 
+    def retry(self, job_id: UUID) -> Job:
+        """
+        Order a job again that failed or was cancelled; return the new one.
+
+        Raises:
+            ApiError: ``status`` 404 if there is no such job, 409 if it has not failed or its rank has another job.
+        """
+        return _to_job(self._http.request("POST", f"/jobs/{job_id}/retry").json())
+
     def logs(self, job_id: UUID, *, attempt: int | None = None) -> str:
         """Return the logs of a job's latest attempt, or of another."""
         params = {} if attempt is None else {"attempt": str(attempt)}

@@ -65,6 +65,8 @@ class HttpClient:
 
 def _message(response: requests.Response) -> str:
     try:
-        return str(response.json()["error"])
-    except (ValueError, KeyError, TypeError):
+        document = response.json()
+        # What is wrong in full; services of 2017 have only their own key.
+        return str(next(document[key] for key in ("detail", "error", "Error") if key in document))
+    except (ValueError, TypeError, StopIteration):
         return f"{response.status_code} {response.reason}"

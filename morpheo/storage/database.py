@@ -53,18 +53,24 @@ class Database:
 
     Args:
         url: ``sqlite:///…`` or ``postgresql+psycopg://…``.
-        rules: Called before a commit for each job that the transaction gave to a worker or ended.
-        publish: Called after a commit with the jobs that it queued.
     """
 
-    def __init__(
-        self, url: str, *, rules: Sequence[JobRule] = (), publish: Callable[[list[JobSpec]], None] | None = None
-    ) -> None:
+    def __init__(self, url: str) -> None:
         self.url = url
-        self._rules = rules
-        self._publish = publish
+        self._rules: Sequence[JobRule] = ()
+        self._publish: Callable[[list[JobSpec]], None] | None = None
         self.engine = _create_engine(url)
         self._sessions = sessionmaker(self.engine)
+
+    def attach(self, *, rules: Sequence[JobRule] = (), publish: Callable[[list[JobSpec]], None] | None = None) -> None:
+        """
+        Say what follows from jobs.
+
+        Args:
+            rules: Called before a commit for each job that the transaction gave to a worker or ended.
+            publish: Called after a commit with the jobs that it queued.
+        """
+        self._rules, self._publish = rules, publish
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[UnitOfWork]:

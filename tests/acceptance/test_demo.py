@@ -30,10 +30,15 @@ def test_the_demo_learns_predicts_and_leaves_nothing(engine: APIClient, tmp_path
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert {name: len(scores) for name, scores in result["scores"].items()} == {"logistic": 4, "bayes": 4}
+    assert {name: len(scores) for name, scores in result["scores"].items()} == {"logistic": 5, "bayes": 5}
     assert all(0.9 < score <= 1 for scores in result["scores"].values() for score in scores)
-    assert max(score for scores in result["scores"].values() for score in scores) > 0.95
-    assert len(result["prediction"]) == 85
-    assert all(0 <= float(value) <= 1 or result["best_model"] for value in result["prediction"])
+    assert [len(entry["curve"]) for entry in result["boards"][0]["entries"]] == [4, 4]
+    first, second = result["boards"][1]["entries"]
+    assert first["perf"] == max(score for scores in result["scores"].values() for score in scores)
+    assert first["perf"] >= second["perf"] > 0.95
+    assert [point["train_files"] for point in second["curve"]] == [2, 4, 6, 8, 10]
+    assert all(entry["interval"][0] <= entry["interval"][1] for entry in (first, second))
+    assert len(result["prediction"]) == 22
+    assert all(0 <= float(value) <= 1 for value in result["prediction"])
     assert leftovers(engine) == before
     assert list(temporary.iterdir()) == []

@@ -53,7 +53,9 @@ def test_without_the_files_this_python_has_nothing_of_the_project(bare: tuple[Pa
     assert run(bare, "python3", "-c", seek) == "[]\n"
 
 
-@pytest.mark.parametrize(("name", "command"), [*zip(SERVICES, ("compute-api", "worker", "orchestrator-api", "storage-api"), strict=True)])
+@pytest.mark.parametrize(
+    ("name", "command"), [*zip(SERVICES, ("compute-api", "worker", "orchestrator-api", "storage-api"), strict=True)]
+)
 def test_a_file_is_the_service_of_its_name_and_the_whole_command(
     bare: tuple[Path, dict[str, str]], name: str, command: str
 ) -> None:

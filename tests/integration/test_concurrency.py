@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import threading
@@ -52,10 +51,9 @@ def test_the_same_order_at_the_same_time_is_one_job(database: Database) -> None:
         for artifact_id in ids:
             artifacts.upload(Upload(kind=kind, id=artifact_id), io.BytesIO(b"x"))
     published: list[JobSpec] = []
-    publishing = Database(database.url, publish=published.extend)
-    with contextlib.closing(publishing):
-        service = JobService(publishing, blobs)
-        results = at_once(lambda: service.submit(spec), 8)
+    database.attach(publish=published.extend)
+    service = JobService(database, blobs)
+    results = at_once(lambda: service.submit(spec), 8)
     assert all(isinstance(result, Job) for result in results), results
     assert published == [spec]
 

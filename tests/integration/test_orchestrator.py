@@ -77,7 +77,7 @@ def spec(job: Job) -> LearnSpec:
 
 def test_a_chain_trains_batch_after_batch_from_the_best_model(bench: Workbench) -> None:
     problem = make_problem(bench)
-    data = add_data(bench, problem, b"z:0", b"a:1", b"c:9", b"c:3", b"d:4")
+    data = add_data(bench, problem, b"z:0", b"a:1", b"x:9", b"c:3", b"d:4")
     algo, added = add_algo(bench, problem)
     assert added == 3
     states = [job.state for job in chain(bench, algo)]

@@ -45,6 +45,7 @@ class Service:
         self.blobs = MemoryBlobStore()
         self.publisher = RecordingPublisher()
         self.resources = Resources(Settings(**settings) if settings else _default_settings(), self.publisher)
+        self.resources.attach(database)
         self.replace(database=database, blobs=self.blobs)
         self.app = create(self.resources) if settings else _shared_app(create)
         self.app.extensions["morpheo"] = self.resources
@@ -53,7 +54,7 @@ class Service:
 
     def replace(self, **parts: object) -> None:
         """Put something else in the place of a resource."""
-        for name in ("artifacts", "jobs"):
+        for name in ("artifacts", "jobs", "orchestrator"):
             vars(self.resources).pop(name, None)
         vars(self.resources).update(parts)
 
