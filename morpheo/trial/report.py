@@ -11,6 +11,7 @@ from morpheo.trial.sample import Item
 from morpheo.trial.watch import TEST_PRED, Left
 
 _SHOWN = 5
+_CONTAINERS = (StepName.DETARGET, StepName.TRAIN, StepName.PERF, StepName.PREDICT)
 _TRAIN_PRED, _MODEL = "/data/train/pred", "/data/model"
 
 
@@ -183,6 +184,7 @@ def _failures(trial: Trial) -> Iterator[JobFailure]:
         if job.failure is None:
             continue
         failure = job.failure
-        quoted = ". Its last lines:\n" in failure.message or failure.step is None
-        log = "" if quoted else trial.logs.get(job.id, {}).get(failure.step or StepName.TRAIN, "")
+        # What a container wrote is worth reading after any failure, a build's log only where the message quotes it.
+        quoted = ". Its last lines:\n" in failure.message or failure.step not in _CONTAINERS
+        log = "" if quoted else trial.logs.get(job.id, {}).get(failure.step, "") if failure.step else ""
         yield JobFailure(job=name, cause=failure.cause, blame=failure.blame, message=failure.message, log=log)
