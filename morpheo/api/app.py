@@ -32,8 +32,8 @@ class MorpheoApi(Api):
         errors.register(self._app)
 
 
-def create_app(name: str, title: str, resources: Resources) -> tuple[Flask, MorpheoApi]:
-    """Return an application that knows its resources, and its OpenAPI registry."""
+def create_app(name: str, title: str, resources: Resources, *, error_key: str = "error") -> tuple[Flask, MorpheoApi]:
+    """Return an application that knows its resources and the key of its errors, and its OpenAPI registry."""
     app = Flask(name)
     app.url_map.strict_slashes = False
     app.json.compact = True  # type: ignore[attr-defined]  # of Flask's default provider
@@ -44,6 +44,7 @@ def create_app(name: str, title: str, resources: Resources) -> tuple[Flask, Morp
         OPENAPI_URL_PREFIX="/",
         OPENAPI_JSON_PATH="openapi.json",
     )
+    app.config[errors.ERROR_KEY] = error_key
     app.extensions["morpheo"] = resources
     app.before_request(_name_request)
     app.after_request(_harden)

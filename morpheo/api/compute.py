@@ -22,6 +22,7 @@ from morpheo.api.schemas import (
     LogQuerySchema,
     MessageSchema,
     PredupletSchema,
+    first_message,
 )
 from morpheo.api.wire import parse_uuid, read_json
 from morpheo.errors import InvalidInput
@@ -83,16 +84,10 @@ def _order(schema: ma.Schema, name: str) -> JobSpec:
         spec: JobSpec = schema.load(document)
     except ma.ValidationError as exc:
         field, problem = next(iter(exc.messages_dict.items()))
-        raise InvalidInput(f"Error decoding body to JSON: {field}: {_first(problem)}", field=str(field)) from exc
+        raise InvalidInput(f"Error decoding body to JSON: {field}: {first_message(problem)}", field=str(field)) from exc
     except CheckFailed as exc:
         raise InvalidInput(f"Invalid {name}: {exc}") from exc
     return spec
-
-
-def _first(messages: Any) -> str:
-    while isinstance(messages, dict | list):
-        messages = next(iter(messages.values() if isinstance(messages, dict) else messages))
-    return str(messages)
 
 
 @jobs.route("")
@@ -126,6 +121,16 @@ class Cancel(MethodView):
     def post(self, job_id: str) -> Job:
         """Cancel a job: at once if no worker has it, else within a heartbeat. Harmless if it has ended."""
         return current_resources().jobs.cancel(_job_id(job_id))
+
+
+@jobs.route("/<job_id>/retry")
+class Retry(MethodView):
+    """Another try."""
+
+    @jobs.response(201, JobSchema)
+    def post(self, job_id: str) -> Job:
+        """Order a job again that failed or was cancelled, as a new job; a chain goes on from there."""
+        return current_resources().orchestrator.retry(_job_id(job_id))
 
 
 @jobs.route("/<job_id>/logs")

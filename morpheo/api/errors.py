@@ -1,4 +1,8 @@
-"""One shape for every error: the ``error`` key that clients of 2017 read, in a problem document of RFC 9457."""
+"""
+One shape for every error: the key that clients of 2017 read, in a problem document of RFC 9457.
+
+The key is ``error``, and ``Error`` at the orchestrator (`ERROR_KEY` of an application).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import uuid
 from http import HTTPStatus
 from typing import Any
 
-from flask import Flask, Response, json
+from flask import Flask, Response, current_app, json
 from werkzeug.exceptions import HTTPException
 
 from morpheo.api.wire import UnsupportedEncoding
@@ -17,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 #: How long a client waits before it asks an unavailable service again, in seconds.
 RETRY_AFTER_S = 5
+
+#: Name, in an application's configuration, of the key that has the message.
+ERROR_KEY = "ERROR_KEY"
 
 #: The first that fits decides.
 STATUS: tuple[tuple[type[MorpheoError], HTTPStatus], ...] = (
@@ -37,7 +44,8 @@ def problem(status: int, message: str, **members: Any) -> Response:
     The status line has the reason phrase as RFC 9110 writes it: a client of 2017 looks for "409 Conflict".
     """
     phrase = HTTPStatus(status).phrase
-    body = {"error": message, "type": "about:blank", "title": phrase, "status": status, "detail": message, **members}
+    shown = {"type": "about:blank", "title": phrase, "status": status, "detail": message, **members}
+    body = {current_app.config[ERROR_KEY]: message, **shown}
     response = Response(json.dumps(body), content_type="application/problem+json")
     response.status = f"{status} {phrase}"
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -58,8 +66,8 @@ def _morpheo_error(error: MorpheoError) -> Response:
         return _unexpected(error)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.warning("%s", error, exc_info=error)
-    field = getattr(error, "field", None)
-    return problem(status, str(error), **({"field": field} if field else {}))
+    members = {name: text for name in ("field", "detail") if (text := getattr(error, name, None))}
+    return problem(status, str(error), **members)
 
 
 def _http_error(error: HTTPException) -> Response:

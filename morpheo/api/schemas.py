@@ -152,6 +152,13 @@ def _tags(given: list[str]) -> tuple[str, ...]:
         raise CheckFailed(f"tags: {exc}") from exc
 
 
+def first_message(messages: Any) -> str:
+    """Return the first text in what marshmallow says of a field."""
+    while isinstance(messages, dict | list):
+        messages = next(iter(messages.values() if isinstance(messages, dict) else messages))
+    return str(messages)
+
+
 class FailureSchema(ma.Schema):
     """Why a job ended without a result."""
 

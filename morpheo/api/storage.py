@@ -13,6 +13,7 @@ from flask_smorest import Blueprint
 from morpheo.api.app import create_app, current_resources, health
 from morpheo.api.auth import require_basic_auth
 from morpheo.api.downloads import send
+from morpheo.api.errors import problem
 from morpheo.api.metrics import add_metrics
 from morpheo.api.parser import StrictQueryParser
 from morpheo.api.schemas import ArtifactQuerySchema
@@ -37,7 +38,7 @@ def create_storage_app(resources: Resources | None = None) -> Flask:
     resources = resources or process_resources()
     app, api = create_app("morpheo.storage_api", "Morpheo storage API", resources)
     add_metrics(app)
-    require_basic_auth(app)
+    require_basic_auth(app, _unauthorized)
     # Before authentication: a browser sends no password with its preflight.
     CORS(
         app, origins=list(resources.settings.cors_origins), supports_credentials=True, methods=["GET", "POST", "PATCH"]
@@ -46,6 +47,12 @@ def create_storage_app(resources: Resources | None = None) -> Flask:
     app.add_url_rule("/", view_func=lambda: jsonify(INDEX), endpoint="index")
     app.add_url_rule("/health", view_func=_health, endpoint="health")
     return app
+
+
+def _unauthorized() -> Response:
+    response = problem(401, "send the user and password of the storage API with HTTP Basic authentication")
+    response.headers["WWW-Authenticate"] = 'Basic realm="Authorization Required"'
+    return response
 
 
 def _health() -> Response:

@@ -25,6 +25,7 @@ COMMANDS = {
     "learn": "morpheo.cli.jobs:learn",
     "ls": "morpheo.cli.storage:ls",
     "migrate": "morpheo.cli.system:migrate",
+    "orchestrator-api": "morpheo.cli.system:orchestrator_api",
     "predict": "morpheo.cli.jobs:predict",
     "restore": "morpheo.cli.backup:restore",
     "storage-api": "morpheo.cli.system:storage_api",
@@ -35,7 +36,12 @@ COMMANDS = {
 }
 
 #: What an executable file of this name is when it is given no command (`make all-bin`).
-EXECUTABLES = {"compute-api": "compute-api", "compute-worker": "worker", "storage-api": "storage-api"}
+EXECUTABLES = {
+    "compute-api": "compute-api",
+    "compute-worker": "worker",
+    "orchestrator-api": "orchestrator-api",
+    "storage-api": "storage-api",
+}
 
 
 class LazyGroup(click.Group):

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from rich.table import Table
 
 from morpheo.api.compute import create_compute_app
+from morpheo.api.orchestrator import create_orchestrator_app
 from morpheo.api.serve import serve
 from morpheo.api.storage import create_storage_app
 from morpheo.cli.common import err, json_option, out, print_json
@@ -107,3 +108,12 @@ def compute_api(host: str, port: int, reload: bool) -> None:
 def storage_api(host: str, port: int, reload: bool) -> None:
     """Serve the storage API, which keeps problems, algos, data, models and predictions."""
     serve(create_storage_app, Settings.from_env(), host=host, port=port, reload=reload)
+
+
+@click.command()
+@_host
+@click.option("--port", default=8083, show_default=True, help="Port to listen at.")
+@_reload
+def orchestrator_api(host: str, port: int, reload: bool) -> None:
+    """Serve the orchestrator API, which registers problems, algos and data and orders the jobs that follow."""
+    serve(create_orchestrator_app, Settings.from_env(), host=host, port=port, reload=reload)
