@@ -129,8 +129,6 @@ class JobService:
             NotFound: there is no such job.
         """
         with self._database.begin() as work:
-            if member := work.chains.member(job_id):
-                work.challenges.lock(member[0])  # before the job's row, as those do who plan
             work.jobs.request_cancel(job_id)
             return work.jobs.get(job_id)
 

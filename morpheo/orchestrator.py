@@ -6,6 +6,10 @@ the transaction in which a rank of it ends (`advance_chain`, a rule of the datab
 the best model that the chain then has. A rank that ends without a model stalls its chain until somebody retries it or
 new data comes; the chain then goes on from its best model.
 
+Locks are taken in one order, or two transactions could wait for each other: the row of a job that ends, then that of
+its problem, then those of ranks that wait. So a transaction ends jobs of one problem only, who plans for several
+problems locks them in the order of their ids, and who cancels a job does not lock its problem before.
+
 The words of 2017 are "learnuplet" for a training job and "preduplet" for a prediction job.
 """
 
@@ -61,11 +65,12 @@ def _release(work: UnitOfWork, problem: Problem, submissions: Iterable[Submissio
     active = work.chains.active(problem.id)
     for submission in submissions:
         free = 0 if submission.stalled else problem.parallel_ranks - active.get(submission.algo, 0)
-        for spec in work.chains.next_waiting(submission.algo, limit=free) if free > 0 else ():
-            best = work.chains.best(problem, algo=spec.algo)
-            # Rank 0 starts from nothing; clients of 2017 expect the algo's id there.
-            start = spec.algo if spec.rank == 0 else best.model if best else None
-            work.jobs.release(replace(spec, model_start=start))
+        while free > 0 and (specs := work.chains.next_waiting(submission.algo, limit=free)):
+            best = work.chains.best(problem, algo=submission.algo)
+            for spec in specs:
+                # Rank 0 starts from nothing; clients of 2017 expect the algo's id there.
+                start = spec.algo if spec.rank == 0 else best.model if best else None
+                free -= work.jobs.release(replace(spec, model_start=start))  # not if it was cancelled just now
 
 
 def _extend(work: UnitOfWork, problem: Problem, submissions: Sequence[Submission], data: Sequence[UUID]) -> int:
@@ -115,16 +120,22 @@ class Orchestrator:
         """
         if not problem.test_data:
             raise InvalidInput("test_dataset: at least one file is needed to compute scores on", field="test_dataset")
-        with self._database.begin() as work:
-            known = _known_problem(work, problem.id)
-            if known is None:
-                _check_stored(work, "workflow", ArtifactKind.PROBLEM, [problem.workflow])
-                _check_stored(work, "test_dataset", ArtifactKind.DATA, problem.test_data)
-                work.challenges.add_problem(problem)
-                return work.challenges.problem(problem.id)
+        try:
+            known = self._insert_problem(problem)
+        except Conflict:  # the same problem, or another with its id, came at the same time: now its row is there
+            known = self._insert_problem(problem)
         if replace(known, created_at=problem.created_at) != problem:
             raise Conflict(f"another problem has the id {problem.id}")
         return known
+
+    def _insert_problem(self, problem: Problem) -> Problem:
+        """Insert a problem and return it, or the one that has its id."""
+        with self._database.begin() as work:
+            if _known_problem(work, problem.id) is None:
+                _check_stored(work, "workflow", ArtifactKind.PROBLEM, [problem.workflow])
+                _check_stored(work, "test_dataset", ArtifactKind.DATA, problem.test_data)
+                work.challenges.add_problem(problem)
+            return work.challenges.problem(problem.id)
 
     def register_algo(self, algo: UUID, *, name: str, problem_id: UUID) -> tuple[Submission, int]:
         """

@@ -85,11 +85,18 @@ class Sweeper:
 
     def recover_lost(self) -> int:
         """Give jobs whose lease has run out back to the queue, or end them; return how many there were."""
+        count = 0
+        while count < BATCH and self._recover_one():
+            count += 1
+        return count
+
+    def _recover_one(self) -> bool:
+        # One in a transaction: its end may plan, and who plans for two problems in any order waits for himself.
         with self._database.begin() as work:
-            jobs = work.jobs.expired(limit=BATCH)
-            for job in jobs:
+            job = work.jobs.expired()
+            if job is not None:
                 self._recover(work, job)
-        return len(jobs)
+        return job is not None
 
     def _recover(self, work: UnitOfWork, job: Job) -> None:
         strikes = job.strikes + 1

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from sqlalchemy import func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from morpheo.challenges import Dataset, Problem, Submission
@@ -110,10 +111,7 @@ class ChallengeRepository:
 
     def add_data(self, problem: UUID, data: Sequence[UUID]) -> list[UUID]:
         """Register data for a problem that is locked; return which of it is new there, in the order given."""
-        known = set(self._session.scalars(select(DatasetRow.id).where(DatasetRow.id.in_(data))))
-        rows = [{"id": item} for item in data if item not in known]
-        if rows:
-            self._session.execute(insert(DatasetRow).values(created_at=database_now()), rows)
+        self._add_datasets(data)
         last = func.coalesce(func.max(ProblemDataRow.position), -1)
         start = self._session.scalar(select(last).where(ProblemDataRow.problem_id == problem)) or 0
         taken = select(ProblemDataRow.dataset_id).where(ProblemDataRow.problem_id == problem)
@@ -126,6 +124,13 @@ class ChallengeRepository:
         if links:
             self._session.execute(insert(ProblemDataRow), links)
         return fresh
+
+    def _add_datasets(self, data: Sequence[UUID]) -> None:
+        # Others may register the same data for other problems at the same time: in one order, so that no two of them
+        # wait for each other, and what is there already is no error.
+        dialect = postgresql if self._session.get_bind().dialect.name == "postgresql" else sqlite
+        add = dialect.insert(DatasetRow).values(created_at=database_now()).on_conflict_do_nothing()
+        self._session.execute(add, [{"id": item} for item in sorted(set(data))])
 
     def data_of(self, problem: UUID) -> list[UUID]:
         """Return the data of a problem."""

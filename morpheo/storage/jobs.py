@@ -245,28 +245,23 @@ class JobRepository:
 
     def request_cancel(self, job_id: UUID) -> None:
         """End a job that no worker holds; ask the worker of a running one to end it."""
-        if self._move(
-            JobState.CANCELLED, JobRow.id == job_id, JobRow.state == JobState.WAITING.value, **_failed(CANCELLED)
-        ):
+        # Locked first, or it could change hands between two of these statements and be left out by both.
+        locked = select(JobRow.state).where(JobRow.id == job_id).with_for_update()
+        state = self._session.scalar(locked)
+        if state == JobState.RUNNING.value:
+            self._session.execute(update(JobRow).where(JobRow.id == job_id).values(cancel_requested=True))
+        elif self._move(JobState.CANCELLED, JobRow.id == job_id, **_failed(CANCELLED)) and state == JobState.WAITING:
             self.changes.pop()  # a rank that had not its turn yet is left out of its chain, which goes on
-        elif not self._move(
-            JobState.CANCELLED, JobRow.id == job_id, JobRow.state == JobState.QUEUED.value, **_failed(CANCELLED)
-        ):
-            self._session.execute(
-                update(JobRow)
-                .where(JobRow.id == job_id, JobRow.state == JobState.RUNNING.value)
-                .values(cancel_requested=True)
-            )
 
-    def expired(self, *, limit: int) -> list[Job]:
-        """Return running jobs whose lease has run out, locked where the database can."""
-        rows = self._session.scalars(
+    def expired(self) -> Job | None:
+        """Return a running job whose lease has run out, locked where the database can; None if there is none."""
+        row = self._session.scalar(
             select(JobRow)
             .where(JobRow.state == JobState.RUNNING.value, JobRow.lease_expires_at < database_now())
-            .limit(limit)
+            .limit(1)
             .with_for_update(skip_locked=True)
         )
-        return [to_job(row, attempts=False) for row in rows]
+        return None if row is None else to_job(row, attempts=False)
 
     def _move(self, to: JobState, *where: ColumnElement[bool], **values: Any) -> bool:
         sources = [state.value for state, targets in TRANSITIONS.items() if to in targets]
