@@ -12,6 +12,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from morpheo.artifacts import ArtifactService
+from morpheo.client.http import HttpClient
 from morpheo.config import Settings
 from morpheo.execution import Limits, Tools
 from morpheo.images import ImageShelf
@@ -19,6 +20,7 @@ from morpheo.jobs import JobService, Publisher, publish
 from morpheo.metrics import MeteredBlobStore, make_registry
 from morpheo.orchestrator import Orchestrator, advance_chain
 from morpheo.packing import context_limits
+from morpheo.reports import Reporter, write_report
 from morpheo.runner import JobRunner, RunnerSettings
 from morpheo.runtime.archive import ArchiveLimits
 from morpheo.runtime.cache import NodeCache
@@ -56,7 +58,8 @@ class Resources:
 
     def attach(self, database: Database) -> None:
         """Let a database do what follows from jobs: chains go on, and workers hear of what is queued."""
-        database.attach(rules=(advance_chain,), publish=lambda specs: publish(database, self.publisher, specs))
+        rules = (advance_chain, write_report) if self.settings.orchestrator_url else (advance_chain,)
+        database.attach(rules=rules, publish=lambda specs: publish(database, self.publisher, specs))
 
     @functools.cached_property
     def blobs(self) -> BlobStore:
@@ -129,6 +132,15 @@ class Resources:
             work_dir=self._work_dir,
             max_attempts=self.settings.max_attempts,
         )
+
+    @functools.cached_property
+    def reporter(self) -> Reporter | None:
+        """Tells an outside orchestrator of the jobs that it ordered, if there is one."""
+        settings = self.settings
+        if not settings.orchestrator_url:
+            return None
+        auth = (settings.user, settings.password.get_secret_value())
+        return Reporter(self.database, HttpClient(settings.orchestrator_url, auth=auth, retries=0))
 
     @property
     def _work_dir(self) -> Path:

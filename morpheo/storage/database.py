@@ -21,6 +21,7 @@ from morpheo.storage.challenges import ChallengeRepository
 from morpheo.storage.jobs import JobRepository
 from morpheo.storage.leaderboard import LeaderboardRepository
 from morpheo.storage.messages import MessageRepository
+from morpheo.storage.reports import ReportRepository
 from morpheo.storage.statistics import StatisticsRepository
 from morpheo.storage.steps import StepRepository
 
@@ -42,6 +43,7 @@ class UnitOfWork:
         self.challenges = ChallengeRepository(session)
         self.chains = ChainRepository(session)
         self.leaderboard = LeaderboardRepository(session)
+        self.reports = ReportRepository(session)
         self.statistics = StatisticsRepository(session)
 
 

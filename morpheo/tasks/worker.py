@@ -28,7 +28,7 @@ from morpheo.tasks.publisher import process_resources
 
 logger = logging.getLogger(__name__)
 
-_stop_sweeping = threading.Event()
+_stop = threading.Event()
 
 
 @celeryd_init.connect  # before the first warning
@@ -77,17 +77,24 @@ def start_sweeping(**_kwargs: Any) -> None:
     resources = process_resources()
     threading.Thread(
         target=resources.sweeper.run,
-        args=(_stop_sweeping,),
+        args=(_stop,),
         kwargs={"every_s": resources.settings.sweep_s},
         name="sweeper",
         daemon=True,
     ).start()
 
 
+@worker_ready.connect
+def start_reporting(**_kwargs: Any) -> None:
+    """Report to an outside orchestrator from another thread, so that its silence delays no sweep."""
+    if (reporter := process_resources().reporter) is not None:
+        threading.Thread(target=reporter.run, args=(_stop,), name="reporter", daemon=True).start()
+
+
 @worker_shutdown.connect
-def stop_sweeping(**_kwargs: Any) -> None:
-    """Let the sweeper end with the worker."""
-    _stop_sweeping.set()
+def stop_threads(**_kwargs: Any) -> None:
+    """Let the sweeper and the reporter end with the worker."""
+    _stop.set()
 
 
 @heartbeat_sent.connect

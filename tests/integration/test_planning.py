@@ -306,8 +306,8 @@ class Planning(RuleBasedStateMachine):
         return job_id, attempt, job.state is JobState.RUNNING and job.attempt == attempt
 
     @precondition(lambda self: self.active)
-    @rule(which=st.sets(anything, min_size=1, max_size=4))
-    def lose(self, which: set[int]) -> None:
+    @rule(which=st.sets(anything, min_size=1, max_size=4), again=st.booleans())
+    def lose(self, which: set[int], again: bool) -> None:
         running = [job for job in self.active if job.state is JobState.RUNNING]
         lost = {pick(running, item).id for item in which} if running else set()
         for job_id in lost:
@@ -318,6 +318,9 @@ class Planning(RuleBasedStateMachine):
             connection.execute(update(JobRow).where(JobRow.id.in_(lost)).values(lease_expires_at=0.0))
             connection.commit()
         assert self.bench.resources.sweeper.recover_lost() == len(lost)
+        self.rows_are_as_expected()
+        for job_id in lost if again else ():
+            self.claim(list(self.before).index(job_id))
 
     # What workers do that are not ours, in the words of 2017.
 

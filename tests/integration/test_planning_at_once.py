@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -17,8 +19,19 @@ from sqlalchemy import text
 
 from morpheo.artifacts import Upload
 from morpheo.challenges import Problem
-from morpheo.errors import Conflict
-from morpheo.models import ArtifactKind, Blame, Cause, Failure, Job, JobKind, JobState, LearnSpec, Scores
+from morpheo.errors import Conflict, MorpheoError
+from morpheo.models import (
+    ArtifactKind,
+    AttemptOutcome,
+    Blame,
+    Cause,
+    Failure,
+    Job,
+    JobKind,
+    JobState,
+    LearnSpec,
+    Scores,
+)
 from morpheo.orchestrator import Orchestrator
 from tests.support.services import wait_until
 from tests.support.workbench import ALGO, PROBLEM, Workbench, make_workbench
@@ -41,13 +54,14 @@ def orchestrator(bench: Workbench) -> Orchestrator:
     return bench.resources.orchestrator
 
 
-def make_problem(bench: Workbench, **changes: int) -> Problem:
+def make_problem(bench: Workbench, *, batch_size: int = 1, parallel_ranks: int = 1) -> Problem:
     problem = Problem(
         id=uuid4(),
         workflow=bench.store(ArtifactKind.PROBLEM, PROBLEM, name="p", description="p"),
         test_data=(bench.store(ArtifactKind.DATA, b"t"),),
         created_at=datetime.now(UTC),
-        **{"batch_size": 1, **changes},
+        batch_size=batch_size,
+        parallel_ranks=parallel_ranks,
     )
     return bench.resources.orchestrator.register_problem(problem)
 
@@ -116,52 +130,149 @@ def train_any(bench: Workbench, rng: random.Random) -> None:
             work.jobs.fail(job.id, job.attempt, BROKEN)
 
 
-def test_everybody_plans_at_once(bench: Workbench, orchestrator: Orchestrator) -> None:
-    problems = [make_problem(bench, parallel_ranks=1 + index, batch_size=2) for index in range(3)]
-    pool = make_data(bench, 120)
-    algos = {make_algo(bench, problem): problem for problem in problems for _ in range(3)}
-    people, lock = People(), threading.Lock()
-    rng = random.Random(4)
+def wait_for_locks(bench: Workbench, count: int) -> None:
+    """Wait until so many statements of this database wait for a lock."""
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
 
-    def upload() -> None:
-        with lock:
-            items = [pool.pop() for _ in range(min(3, len(pool)))]
-        if items:
-            some = rng.sample(problems, rng.randint(1, 3))
-            orchestrator.register_data(items, problem_ids=[problem.id for problem in some])
-        else:
-            time.sleep(0.05)
+    def waiting() -> bool:
+        with bench.database.connect() as connection:
+            return bool(connection.execute(query).scalar_one() >= count)
 
-    def submit() -> None:
-        if len(algos) < 15:
-            problem = rng.choice(problems)
-            algos[make_algo(bench, problem)] = problem
-        else:
-            time.sleep(0.05)
+    wait_until(waiting, what="the locks")
 
-    def meddle() -> None:
-        jobs = orchestrator.jobs(JobKind.LEARN)
-        if not jobs:
-            return
-        job = rng.choice(jobs)
-        if rng.random() < 0.5:
-            bench.resources.jobs.cancel(job.id)
-            return
+
+@contextmanager
+def meanwhile(bench: Workbench, *actions: Callable[[], object]) -> Iterator[None]:
+    """Start what must wait for a lock that the caller holds, go on when it does; its errors fail the test."""
+    with ThreadPoolExecutor() as pool:
+        started = [pool.submit(action) for action in actions]
+        wait_for_locks(bench, len(actions))
+        yield
+    for future in started:
+        future.result()
+
+
+def test_a_rank_is_cancelled_while_it_ends(bench: Workbench, orchestrator: Orchestrator) -> None:
+    problem = make_problem(bench)
+    orchestrator.register_data(make_data(bench, 2), problem_ids=[problem.id])
+    algo = make_algo(bench, problem)
+    (_, first), _ = members(bench, algo)
+    job = claim(bench, first.id)
+    assert job is not None
+    with ExitStack() as stack, bench.database.begin() as work:
+        work.jobs.succeed(job.id, job.attempt, Scores(perf=1), result=uuid4())
+        stack.enter_context(meanwhile(bench, lambda: bench.resources.jobs.cancel(job.id)))
+    assert [job.state for _, job in members(bench, algo)] == [JobState.SUCCEEDED, JobState.QUEUED]
+
+
+def test_a_rank_is_cancelled_while_it_goes_back_to_the_queue(bench: Workbench, orchestrator: Orchestrator) -> None:
+    problem = make_problem(bench)
+    orchestrator.register_data(make_data(bench, 1), problem_ids=[problem.id])
+    algo = make_algo(bench, problem)
+    job = claim(bench, members(bench, algo)[0][1].id)
+    assert job is not None
+    with ExitStack() as stack, bench.database.begin() as work:
+        outcome = AttemptOutcome.RELEASED
+        work.jobs.requeue(job.id, job.attempt, outcome=outcome, message="", delay_s=0, strikes=0)
+        stack.enter_context(meanwhile(bench, lambda: bench.resources.jobs.cancel(job.id)))
+    assert members(bench, algo)[0][1].state is JobState.CANCELLED
+
+
+def test_a_rank_is_cancelled_while_its_turn_comes(bench: Workbench, orchestrator: Orchestrator) -> None:
+    problem = make_problem(bench)
+    orchestrator.register_data(make_data(bench, 3), problem_ids=[problem.id])
+    algo = make_algo(bench, problem)
+    (_, first), (_, second), (_, third) = members(bench, algo)
+    job = claim(bench, first.id)
+    assert job is not None
+
+    def end() -> None:
+        with bench.database.begin() as work:
+            work.jobs.succeed(job.id, job.attempt, Scores(perf=1), result=uuid4())
+
+    with ExitStack() as stack, bench.database.begin() as work:
+        work.jobs.request_cancel(second.id)
+        stack.enter_context(meanwhile(bench, end))
+    states = [JobState.SUCCEEDED, JobState.CANCELLED, JobState.QUEUED]
+    assert [job.state for _, job in members(bench, algo)] == states
+    assert bench.publisher.published[-1] == third.id
+
+
+def test_the_same_data_comes_for_several_problems_at_once(bench: Workbench, orchestrator: Orchestrator) -> None:
+    problems = [make_problem(bench) for _ in range(8)]
+    data = make_data(bench, 20)
+    errors = []
+
+    def register(index: int) -> None:
+        items = data if index % 2 else data[::-1]
         try:
-            orchestrator.retry(job.id)
-        except Conflict as exc:
-            assert "already" in str(exc) or "only one that failed" in str(exc)  # noqa: PT017
+            orchestrator.register_data(items, problem_ids=[problems[index].id])
+        except MorpheoError as exc:
+            errors.append(exc)
 
-    for action in (upload, upload, submit, meddle, meddle):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(register, range(8)))
+    assert errors == []
+    assert {len(item.problems) for item in orchestrator.datasets(data)} == {8}
+
+
+def test_the_same_problem_at_once_is_one(bench: Workbench, orchestrator: Orchestrator) -> None:
+    problem = make_problem(bench)
+    twin = replace(problem, id=uuid4())
+    with ThreadPoolExecutor(8) as pool:
+        registered = list(pool.map(orchestrator.register_problem, [twin] * 8))
+    assert {item.id for item in registered} == {twin.id}
+    assert len(orchestrator.problems()) == 2
+
+
+class Crowd:
+    """What people do, at random, with three problems."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+        self.orchestrator = bench.resources.orchestrator
+        self.problems = [make_problem(bench, parallel_ranks=1 + index, batch_size=2) for index in range(3)]
+        self.algos = {make_algo(bench, problem): problem for problem in self.problems for _ in range(3)}
+        self.rng = random.Random(4)
+
+    def upload(self) -> None:
+        items = make_data(self.bench, 3)
+        some = self.rng.sample(self.problems, self.rng.randint(1, 3))
+        self.orchestrator.register_data(items, problem_ids=[problem.id for problem in some])
+        time.sleep(0.1)  # else planning is all that is done
+
+    def submit(self) -> None:
+        problem = self.rng.choice(self.problems)
+        self.algos[make_algo(self.bench, problem)] = problem
+        time.sleep(0.5)
+
+    def meddle(self) -> None:
+        jobs = self.orchestrator.jobs(JobKind.LEARN)
+        job = self.rng.choice(jobs) if jobs else None
+        if job is not None and self.rng.random() < 0.5:
+            self.bench.resources.jobs.cancel(job.id)
+        elif job is not None:
+            try:
+                self.orchestrator.retry(job.id)
+            except Conflict as exc:
+                if "already" not in str(exc) and "only one that failed" not in str(exc):
+                    raise
+
+
+def test_everybody_plans_at_once(bench: Workbench) -> None:
+    crowd, people = Crowd(bench), People()
+    for action in (crowd.upload, crowd.upload, crowd.submit, crowd.meddle, crowd.meddle):
         people.start(action)
-    for seed in range(6):
-        people.start(lambda rng=random.Random(seed): train_any(bench, rng))  # type: ignore[misc]
+    for _ in range(6):
+        people.start(lambda: train_any(bench, crowd.rng))
     for _ in range(2):
         people.start(bench.resources.sweeper.recover_lost)
-    people.stop.wait(8)
+    people.stop.wait(6)
     people.stop.set()
     people.join()
-    for algo, problem in algos.items():
+    for algo, problem in crowd.algos.items():
         check(bench, algo, problem)
 
 

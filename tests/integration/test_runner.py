@@ -554,10 +554,10 @@ def test_an_end_that_cannot_be_written_at_once_is_written_later(
 ) -> None:
     real, failures = JobRepository.succeed, [DatabaseUnavailable(), DatabaseUnavailable()]
 
-    def flaky(self: JobRepository, job_id: UUID, attempt: int, scores: Scores | None) -> bool:
+    def flaky(self: JobRepository, job_id: UUID, attempt: int, scores: Scores | None, *, result: UUID) -> bool:
         if failures:
             raise failures.pop()
-        return real(self, job_id, attempt, scores)
+        return real(self, job_id, attempt, scores, result=result)
 
     monkeypatch.setattr("morpheo.runner.WRITE_AGAIN_S", 0)
     monkeypatch.setattr(JobRepository, "succeed", flaky)
