@@ -29,6 +29,7 @@ COMMANDS = {
     "predict": "morpheo.cli.jobs:predict",
     "restore": "morpheo.cli.backup:restore",
     "storage-api": "morpheo.cli.system:storage_api",
+    "try": "morpheo.cli.trial:try_algo",
     "upload": "morpheo.cli.storage:upload",
     "worker": "morpheo.cli.worker:worker",
     "workers": "morpheo.cli.workers:workers",
