@@ -19,6 +19,7 @@ from morpheo.storage.artifacts import ArtifactRepository
 from morpheo.storage.chains import ChainRepository
 from morpheo.storage.challenges import ChallengeRepository
 from morpheo.storage.jobs import JobRepository
+from morpheo.storage.leaderboard import LeaderboardRepository
 from morpheo.storage.messages import MessageRepository
 from morpheo.storage.statistics import StatisticsRepository
 from morpheo.storage.steps import StepRepository
@@ -40,6 +41,7 @@ class UnitOfWork:
         self.steps = StepRepository(session)
         self.challenges = ChallengeRepository(session)
         self.chains = ChainRepository(session)
+        self.leaderboard = LeaderboardRepository(session)
         self.statistics = StatisticsRepository(session)
 
 
