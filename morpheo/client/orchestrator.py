@@ -166,6 +166,15 @@ class OrchestratorClient:
         """
         return Leaderboard.from_json(self._http.request("GET", f"/problem/{problem_id}/leaderboard").json())
 
+    def leaderboard_csv(self, problem_id: UUID) -> str:
+        """
+        Return a leaderboard as CSV, with a line of headings.
+
+        Raises:
+            ApiError: ``status`` 404 if there is no such problem.
+        """
+        return self._http.request("GET", f"/problem/{problem_id}/leaderboard", params={"format": "csv"}).text
+
     def retry(self, job_id: UUID) -> UUID:
         """
         Order a training or prediction job again that failed or was cancelled; a chain goes on from there.
