@@ -104,7 +104,9 @@ def _challenge(urls: dict[str, str], *, as_json: bool) -> dict[str, object]:
         out.print(leaderboard_table(first, title=f"Breast cancer challenge, {demo.TRAIN_FILES} hospitals"))
         out.print(leaderboard_table(last, title=f"and {demo.LATER_FILES} hospitals more"))
         shown = ", ".join(prediction[:5])
-        out.print(f"The best model predicted {len(prediction)} patients without a diagnosis: {shown}, ...")
+        out.print(
+            f"The best model predicted {len(prediction)} patients without a diagnosis: {shown}, ...", soft_wrap=True
+        )
     return {
         "scores": scores,
         "boards": [first, last],
