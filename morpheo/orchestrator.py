@@ -24,27 +24,14 @@ from morpheo.challenges import Dataset, Problem, Submission, batches
 from morpheo.errors import Conflict, InvalidInput, NotFound
 from morpheo.models import (
     ArtifactKind,
-    Blame,
-    Cause,
-    Failure,
     Job,
     JobKind,
     JobState,
     LearnSpec,
     PredictSpec,
-    Scores,
 )
 from morpheo.standings import Leaderboard
 from morpheo.storage.database import Database, UnitOfWork
-
-#: What workers that are not ours are called in leases.
-OUTSIDE = "outside:"
-
-_FAILED_OUTSIDE = Failure(
-    cause=Cause.INTERNAL_ERROR,
-    blame=Blame.INFRASTRUCTURE,
-    message="the worker that had it reported that it failed, without a cause; look at that worker's log",
-)
 
 
 def advance_chain(work: UnitOfWork, job_id: UUID, state: JobState) -> None:
@@ -104,12 +91,10 @@ class Orchestrator:
 
     Args:
         database: Keeps the rows; `advance_chain` must be among its rules.
-        outside_lease_s: How long a worker that is not ours may hold a job, in seconds, before others may have it.
     """
 
-    def __init__(self, database: Database, *, outside_lease_s: float) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._outside_lease_s = outside_lease_s
         #: By problem, the last leaderboard and the state that it is of.
         self._leaderboards: dict[UUID, tuple[tuple[int, int], Leaderboard]] = {}
 
@@ -135,8 +120,8 @@ class Orchestrator:
         """Insert a problem and return it, or the one that has its id."""
         with self._database.begin() as work:
             if _known_problem(work, problem.id) is None:
-                _check_stored(work, "workflow", ArtifactKind.PROBLEM, [problem.workflow])
-                _check_stored(work, "test_dataset", ArtifactKind.DATA, problem.test_data)
+                check_stored(work, "workflow", ArtifactKind.PROBLEM, [problem.workflow])
+                check_stored(work, "test_dataset", ArtifactKind.DATA, problem.test_data)
                 work.challenges.add_problem(problem)
             return work.challenges.problem(problem.id)
 
@@ -155,7 +140,7 @@ class Orchestrator:
         with self._database.begin() as work:
             if not work.challenges.lock(problem_id):
                 raise NotFound(f"problem {problem_id} not found")
-            _check_stored(work, "uuid", ArtifactKind.ALGO, [algo])
+            check_stored(work, "uuid", ArtifactKind.ALGO, [algo])
             known = _known_submission(work, algo)
             if known is None:
                 work.challenges.add_submission(algo, problem_id, name)
@@ -187,7 +172,7 @@ class Orchestrator:
             for problem_id in sorted(set(problem_ids)):  # in one order, so that two of these never wait for each other
                 if not work.challenges.lock(problem_id):
                     raise NotFound(f"problem {problem_id} not found")
-            _check_stored(work, "uuid", ArtifactKind.DATA, unique)
+            check_stored(work, "uuid", ArtifactKind.DATA, unique)
             for problem_id in dict.fromkeys(problem_ids):
                 fresh = work.challenges.add_data(problem_id, unique)
                 problem = work.challenges.problem(problem_id)
@@ -207,12 +192,12 @@ class Orchestrator:
         """
         with self._database.begin() as work:
             problem = work.challenges.problem(problem_id)
-            _check_stored(work, "data", ArtifactKind.DATA, [data])
+            check_stored(work, "data", ArtifactKind.DATA, [data])
             best = None if model else work.chains.best(problem)
             if not (model or best):
                 raise NotFound(f"problem {problem_id} has no trained model yet")
             chosen = model or (best and best.model) or uuid.UUID(int=0)
-            _check_stored(work, "model", ArtifactKind.MODEL, [chosen])
+            check_stored(work, "model", ArtifactKind.MODEL, [chosen])
             spec = PredictSpec(id=uuid.uuid4(), problem=problem.id, workflow=problem.workflow, model=chosen, data=data)
             work.jobs.add(spec, algo=work.artifacts.get(ArtifactKind.MODEL, chosen).algo, planned=True)
             return work.jobs.get(spec.id)
@@ -312,69 +297,6 @@ class Orchestrator:
         with self._database.read() as work:
             return work.chains.jobs(kind, job=job, problem=problem, algo=algo, states=states)
 
-    def start_outside(self, kind: JobKind, job_id: UUID, worker: str) -> bool:
-        """Give a queued job to a worker that is not ours; return whether it has it now."""
-        with self._database.begin() as work:
-            if not work.chains.jobs(kind, job=job_id):
-                return False
-            # It takes over nobody's lease: what ran out goes back to the queue first.
-            return self._claim_outside(work, job_id, worker)
-
-    def end_learn_outside(self, job_id: UUID, scores: Scores | None) -> bool:
-        """
-        Record what a worker that is not ours reports of a training job; return whether that changed anything.
-
-        Args:
-            job_id: The job.
-            scores: None if it failed.
-
-        Raises:
-            InvalidInput: the model is not in storage, or there is a score of data that is not in the job.
-        """
-        with self._database.begin() as work:
-            job = self._held_outside(work, JobKind.LEARN, job_id)
-            if job is None or not isinstance(job.spec, LearnSpec):
-                return False
-            if scores is None:
-                return work.jobs.fail(job.id, job.attempt, _FAILED_OUTSIDE)
-            _check_scores(job.spec, scores)
-            _check_stored(work, "model_end", ArtifactKind.MODEL, [job.spec.model_end])
-            return work.jobs.succeed(job.id, job.attempt, scores, result=job.spec.model_end)
-
-    def end_predict_outside(self, job_id: UUID, prediction: UUID | None) -> bool:
-        """
-        Record what a worker that is not ours reports of a prediction; return whether that changed anything.
-
-        Args:
-            job_id: The job.
-            prediction: Storage id of the prediction; None if it failed.
-
-        Raises:
-            InvalidInput: the prediction is not in storage.
-        """
-        with self._database.begin() as work:
-            job = self._held_outside(work, JobKind.PREDICT, job_id)
-            if job is None:
-                return False
-            if prediction is None:
-                return work.jobs.fail(job.id, job.attempt, _FAILED_OUTSIDE)
-            _check_stored(work, "prediction_storage_uuid", ArtifactKind.PREDICTION, [prediction])
-            return work.jobs.succeed(job.id, job.attempt, None, result=prediction)
-
-    def _held_outside(self, work: UnitOfWork, kind: JobKind, job_id: UUID) -> Job | None:
-        """Return a job that a worker that is not ours holds, or that nobody holds yet and is given to one now."""
-        found = work.chains.jobs(kind, job=job_id, states=(JobState.QUEUED, JobState.RUNNING))
-        if not found:
-            return None
-        if found[0].state is JobState.QUEUED and not self._claim_outside(work, job_id, "unnamed"):
-            return None
-        job = work.jobs.get(job_id)
-        return job if (job.worker or "").startswith(OUTSIDE) else None
-
-    def _claim_outside(self, work: UnitOfWork, job_id: UUID, worker: str) -> bool:
-        lease_s = self._outside_lease_s
-        return work.jobs.claim(job_id, worker=OUTSIDE + worker, lease_s=lease_s, max_attempts=0) is not None
-
 
 def _retry_rank(work: UnitOfWork, spec: LearnSpec) -> None:
     if other := work.chains.live(spec.algo, spec.rank):
@@ -399,15 +321,12 @@ def _known_submission(work: UnitOfWork, algo: UUID) -> Submission | None:
         return None
 
 
-def _check_scores(spec: LearnSpec, scores: Scores) -> None:
-    for field, given, data in (
-        ("train_perf", scores.train_perf, spec.train_data),
-        ("test_perf", scores.test_perf, spec.test_data),
-    ):
-        if foreign := given.keys() - {str(item) for item in data}:
-            raise InvalidInput(f"{field}: {min(foreign)} is not in the job's {field[:-5]}_data", field=field)
+def check_stored(work: UnitOfWork, field: str, kind: ArtifactKind, ids: Sequence[UUID]) -> None:
+    """
+    Do nothing if storage has these artifacts.
 
-
-def _check_stored(work: UnitOfWork, field: str, kind: ArtifactKind, ids: Sequence[UUID]) -> None:
+    Raises:
+        InvalidInput: it lacks one; the error is about this field.
+    """
     if missing := work.artifacts.missing(kind, ids):
         raise InvalidInput(f"{field}: {kind} {missing[0]} not found in storage", field=field)

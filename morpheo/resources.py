@@ -19,6 +19,7 @@ from morpheo.images import ImageShelf
 from morpheo.jobs import JobService, Publisher, publish
 from morpheo.metrics import MeteredBlobStore, make_registry
 from morpheo.orchestrator import Orchestrator, advance_chain
+from morpheo.outside import OutsideWorkers
 from morpheo.packing import context_limits
 from morpheo.reports import Reporter, write_report
 from morpheo.runner import JobRunner, RunnerSettings
@@ -84,7 +85,12 @@ class Resources:
     @functools.cached_property
     def orchestrator(self) -> Orchestrator:
         """Registrations, and the orders that follow from them."""
-        return Orchestrator(self.database, outside_lease_s=self.settings.longest_job_s)
+        return Orchestrator(self.database)
+
+    @functools.cached_property
+    def outside_workers(self) -> OutsideWorkers:
+        """What workers that are not ours take and report."""
+        return OutsideWorkers(self.database, lease_s=self.settings.longest_job_s)
 
     @functools.cached_property
     def engines(self) -> Engines:

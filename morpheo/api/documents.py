@@ -12,7 +12,8 @@ from morpheo.api.wire import parse_uuid
 from morpheo.challenges import Dataset, Problem, Submission
 from morpheo.errors import NotFound
 from morpheo.models import Job, JobKind, JobState, LearnSpec
-from morpheo.orchestrator import OUTSIDE, Orchestrator
+from morpheo.orchestrator import Orchestrator
+from morpheo.outside import OUTSIDE
 
 Document = dict[str, Any]
 #: Field and value; a document must match all.

@@ -45,6 +45,7 @@ from morpheo.challenges import Problem
 from morpheo.errors import InvalidInput, NotFound
 from morpheo.models import Scores
 from morpheo.orchestrator import Orchestrator
+from morpheo.outside import OutsideWorkers
 from morpheo.resources import Resources
 from morpheo.tasks import process_resources
 
@@ -87,6 +88,10 @@ def _health() -> Response:
 
 def _orchestrator() -> Orchestrator:
     return current_resources().orchestrator
+
+
+def _outside_workers() -> OutsideWorkers:
+    return current_resources().outside_workers
 
 
 def _created(document: dict[str, Any]) -> Response:
@@ -216,7 +221,7 @@ class Worker(MethodView):
         """Give a job to a worker, if it waits for one."""
         worker = load_posted(WorkerPostSchema(), read_posted())["worker"]
         job_id = _job_id(name)
-        if job_id is None or not _orchestrator().start_outside(KINDS[Collection(collection)], job_id, worker):
+        if job_id is None or not _outside_workers().start(KINDS[Collection(collection)], job_id, worker):
             raise InvalidInput(f"worker not set for {collection} {name[:50]}. Might be already pending")
         return jsonify({f"{collection}_worker_set": name})
 
@@ -235,7 +240,7 @@ class LearnDone(MethodView):
             train, test = done["train_perf"] or {}, done["test_perf"] or {}
             scores = Scores(perf=done["perf"], train_perf=train, test_perf=test)
         job_id = _job_id(name)
-        if job_id is None or not _orchestrator().end_learn_outside(job_id, scores):
+        if job_id is None or not _outside_workers().end_learn(job_id, scores):
             raise InvalidInput(f"no update of learnuplet {name[:50]}")
         return jsonify({"updated_learnuplet": name})
 
@@ -251,7 +256,7 @@ class PredDone(MethodView):
         done = _done(PredDonePostSchema())
         job_id = _job_id(name)
         prediction = None if done is None else done["prediction_storage_uuid"]
-        if job_id is None or not _orchestrator().end_predict_outside(job_id, prediction):
+        if job_id is None or not _outside_workers().end_predict(job_id, prediction):
             raise InvalidInput(f"no update of preduplet {name[:50]}")
         return jsonify({"updated_preduplet": name})
 

@@ -236,25 +236,26 @@ def test_the_same_registration_twice_is_one(bench: Workbench, orchestrator: Orch
 
 
 def test_a_worker_that_is_not_ours_reports(bench: Workbench, orchestrator: Orchestrator) -> None:
+    outside = bench.resources.outside_workers
     problem = make_problem(bench, batch_size=1)
     add_data(bench, problem, b"a:1", b"c:3")
     algo, _ = add_algo(bench, problem)
     first, second = chain(bench, algo)
-    assert orchestrator.start_outside(JobKind.LEARN, first.id, "go-worker")
-    assert not orchestrator.start_outside(JobKind.LEARN, first.id, "another")
-    assert not orchestrator.start_outside(JobKind.LEARN, second.id, "go-worker")  # it waits
-    assert not orchestrator.start_outside(JobKind.PREDICT, first.id, "go-worker")
+    assert outside.start(JobKind.LEARN, first.id, "go-worker")
+    assert not outside.start(JobKind.LEARN, first.id, "another")
+    assert not outside.start(JobKind.LEARN, second.id, "go-worker")  # it waits
+    assert not outside.start(JobKind.PREDICT, first.id, "go-worker")
     assert bench.resources.runner.run(first.id) is None  # our own workers leave it alone
     scores = Scores(perf=0.75, test_perf={str(item): 0.75 for item in problem.test_data})
     with pytest.raises(InvalidInput, match=r"model_end: model .* not found in storage"):
-        orchestrator.end_learn_outside(first.id, scores)
+        outside.end_learn(first.id, scores)
     upload = Upload(kind=ArtifactKind.MODEL, id=spec(first).model_end, algo=algo)
     bench.resources.artifacts.upload(upload, io.BytesIO(b"m"))
-    assert orchestrator.end_learn_outside(first.id, scores)
-    assert not orchestrator.end_learn_outside(first.id, scores)  # it is over
+    assert outside.end_learn(first.id, scores)
+    assert not outside.end_learn(first.id, scores)  # it is over
     first, second = chain(bench, algo)
     assert (first.state, second.state) == (JobState.SUCCEEDED, JobState.QUEUED)
     assert spec(second).model_start == spec(first).model_end
-    assert orchestrator.end_learn_outside(second.id, None)
+    assert outside.end_learn(second.id, None)
     assert chain(bench, algo)[1].state is JobState.FAILED
     assert orchestrator.submission(algo).stalled

@@ -84,6 +84,7 @@ class Planning(RuleBasedStateMachine):
         self.bench = make_workbench("sqlite:///:memory:", Path(self.folder.name))
         Base.metadata.create_all(self.bench.database.engine)
         self.orchestrator = self.bench.resources.orchestrator
+        self.outside = self.bench.resources.outside_workers
         self.problems: list[Problem] = []
         #: Data of each problem, in the order of registration.
         self.data: dict[UUID, list[UUID]] = {}
@@ -328,7 +329,7 @@ class Planning(RuleBasedStateMachine):
     @rule(which=anything)
     def start_outside(self, which: int) -> None:
         job = pick(list(self.before.values()), which)
-        assert self.orchestrator.start_outside(JobKind.LEARN, job.id, "go") == (job.state is JobState.QUEUED)
+        assert self.outside.start(JobKind.LEARN, job.id, "go") == (job.state is JobState.QUEUED)
 
     @precondition(lambda self: self.before)
     @rule(which=anything, perf=st.none() | perfs, stored=st.booleans())
@@ -343,14 +344,14 @@ class Planning(RuleBasedStateMachine):
         stored = self.bench_has_model(spec)
         if ends and scores is not None and not stored:
             with pytest.raises(InvalidInput):
-                self.orchestrator.end_learn_outside(job.id, scores)
+                self.outside.end_learn(job.id, scores)
             return
         if ends and perf is not None:
             expected.done[spec.rank] = perf, spec.model_end
         elif ends:
             expected.stalled = True
-        assert self.orchestrator.end_learn_outside(job.id, scores) == ends
-        assert not self.orchestrator.end_learn_outside(job.id, scores)  # a report that comes twice
+        assert self.outside.end_learn(job.id, scores) == ends
+        assert not self.outside.end_learn(job.id, scores)  # a report that comes twice
 
     def store_model(self, spec: LearnSpec) -> None:
         if not self.bench_has_model(spec):

@@ -54,7 +54,7 @@ class Service:
 
     def replace(self, **parts: object) -> None:
         """Put something else in the place of a resource."""
-        for name in ("artifacts", "jobs", "orchestrator"):
+        for name in ("artifacts", "jobs", "orchestrator", "outside_workers"):
             vars(self.resources).pop(name, None)
         vars(self.resources).update(parts)
 
