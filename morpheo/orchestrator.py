@@ -12,7 +12,7 @@ The words of 2017 are "learnuplet" for a training job and "preduplet" for a pred
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from uuid import UUID
 
@@ -54,29 +54,27 @@ def advance_chain(work: UnitOfWork, job_id: UUID, state: JobState) -> None:
     work.challenges.lock(problem_id)
     if state is not JobState.SUCCEEDED:
         work.challenges.set_stalled(algo, True)
-    _release(work, work.challenges.problem(problem_id), algo)
+    _release(work, work.challenges.problem(problem_id), [work.challenges.submission(algo)])
 
 
-def _release(work: UnitOfWork, problem: Problem, algo: UUID) -> None:
-    """Queue as many waiting ranks of a chain as may run at once; the problem is locked."""
-    if work.challenges.submission(algo).stalled:
-        return
-    for _ in range(problem.parallel_ranks - work.chains.active(algo)):
-        spec = work.chains.next_waiting(algo)
-        if spec is None:
-            return
-        best = work.chains.best(problem, algo=algo)
-        # Rank 0 starts from nothing; clients of 2017 expect the algo's id there.
-        start = algo if spec.rank == 0 else best.model if best else None
-        work.jobs.release(replace(spec, model_start=start))
+def _release(work: UnitOfWork, problem: Problem, submissions: Iterable[Submission]) -> None:
+    """Queue as many waiting ranks of each chain as may run at once; the problem is locked."""
+    active = work.chains.active(problem.id)
+    for submission in submissions:
+        free = 0 if submission.stalled else problem.parallel_ranks - active.get(submission.algo, 0)
+        for spec in work.chains.next_waiting(submission.algo, limit=free) if free > 0 else ():
+            best = work.chains.best(problem, algo=spec.algo)
+            # Rank 0 starts from nothing; clients of 2017 expect the algo's id there.
+            start = spec.algo if spec.rank == 0 else best.model if best else None
+            work.jobs.release(replace(spec, model_start=start))
 
 
-def _extend(work: UnitOfWork, problem: Problem, algo: UUID, data: Sequence[UUID]) -> int:
-    """Add the ranks that train on some data to a chain, and let it go on; the problem is locked."""
+def _extend(work: UnitOfWork, problem: Problem, submissions: Sequence[Submission], data: Sequence[UUID]) -> int:
+    """Add the ranks that train on some data to chains, and let these go on; the problem is locked."""
     cut = batches(data, held_out=problem.test_data, size=problem.batch_size)
-    first = work.chains.last_rank(algo) + 1
-    for rank, batch in enumerate(cut, start=first):
-        spec = LearnSpec(
+    last = work.chains.last_ranks(problem.id) if cut else {}
+    work.jobs.add_ranks(
+        LearnSpec(
             id=uuid.uuid4(),
             problem=problem.id,
             workflow=problem.workflow,
@@ -87,11 +85,12 @@ def _extend(work: UnitOfWork, problem: Problem, algo: UUID, data: Sequence[UUID]
             model_end=uuid.uuid4(),
             rank=rank,
         )
-        work.jobs.add(spec, algo=algo, state=JobState.WAITING, planned=True)
+        for algo in (submission.algo for submission in submissions)
+        for rank, batch in enumerate(cut, start=last.get(algo, -1) + 1)
+    )
     if cut:
-        work.challenges.set_stalled(algo, False)
-        _release(work, problem, algo)
-    return len(cut)
+        _release(work, problem, submissions)
+    return len(cut) * len(submissions)
 
 
 class Orchestrator:
@@ -149,9 +148,9 @@ class Orchestrator:
             known = _known_submission(work, algo)
             if known is None:
                 work.challenges.add_submission(algo, problem_id, name)
-                problem = work.challenges.problem(problem_id)
-                added = _extend(work, problem, algo, work.challenges.data_of(problem_id))
-                return work.challenges.submission(algo), added
+                new = work.challenges.submission(algo)
+                data = work.challenges.data_of(problem_id)
+                return new, _extend(work, work.challenges.problem(problem_id), [new], data)
         if known.problem != problem_id:
             raise Conflict(f"algo {algo} takes part in problem {known.problem}; upload it again under another id")
         return known, 0
@@ -181,8 +180,9 @@ class Orchestrator:
             for problem_id in dict.fromkeys(problem_ids):
                 fresh = work.challenges.add_data(problem_id, unique)
                 problem = work.challenges.problem(problem_id)
-                for submission in work.challenges.submissions(problem_id):
-                    added += _extend(work, problem, submission.algo, fresh)
+                if set(fresh) - set(problem.test_data):
+                    work.challenges.end_stalls(problem_id)
+                added += _extend(work, problem, work.challenges.submissions(problem_id), fresh)
             found = {item.id: item for item in work.challenges.datasets(unique)}
         return [found[item] for item in unique], added
 
@@ -371,7 +371,7 @@ def _retry_rank(work: UnitOfWork, spec: LearnSpec) -> None:
     waiting = replace(spec, model_start=None, model_end=uuid.uuid4())
     work.jobs.add(waiting, algo=spec.algo, state=JobState.WAITING, planned=True)
     work.challenges.set_stalled(spec.algo, False)
-    _release(work, work.challenges.problem(spec.problem), spec.algo)
+    _release(work, work.challenges.problem(spec.problem), [work.challenges.submission(spec.algo)])
 
 
 def _known_problem(work: UnitOfWork, problem_id: UUID) -> Problem | None:

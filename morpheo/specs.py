@@ -20,7 +20,8 @@ def spec_to_dict(spec: JobSpec) -> dict[str, Any]:
         return [str(item) for item in value] if isinstance(value, tuple) else value
 
     # Without tags it is what it was before there were any: the digest of an order must not change.
-    return {name: plain(value) for name, value in dataclasses.asdict(spec).items() if name != "tags" or value}
+    values = {item.name: getattr(spec, item.name) for item in dataclasses.fields(spec)}
+    return {name: plain(value) for name, value in values.items() if name != "tags" or value}
 
 
 def spec_from_dict(kind: JobKind, values: dict[str, Any]) -> JobSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 
 from flask import Flask, Request, Response, current_app, g, jsonify, request
 from flask_smorest import Api
@@ -110,4 +111,6 @@ def _name_request() -> None:
 def _harden(response: Response) -> Response:
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers[REQUEST_ID] = g.request_id
+    # As RFC 9110 writes it, not in capitals: a client of 2017 looks for "409 Conflict".
+    response.status = f"{response.status_code} {HTTPStatus(response.status_code).phrase}"
     return response

@@ -38,16 +38,11 @@ STATUS: tuple[tuple[type[MorpheoError], HTTPStatus], ...] = (
 
 
 def problem(status: int, message: str, **members: Any) -> Response:
-    """
-    Return an error answer.
-
-    The status line has the reason phrase as RFC 9110 writes it: a client of 2017 looks for "409 Conflict".
-    """
-    phrase = HTTPStatus(status).phrase
-    shown = {"type": "about:blank", "title": phrase, "status": status, "detail": message, **members}
+    """Return an error answer."""
+    title = HTTPStatus(status).phrase
+    shown = {"type": "about:blank", "title": title, "status": status, "detail": message, **members}
     body = {current_app.config[ERROR_KEY]: message, **shown}
-    response = Response(json.dumps(body), content_type="application/problem+json")
-    response.status = f"{status} {phrase}"
+    response = Response(json.dumps(body), status, content_type="application/problem+json")
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return response

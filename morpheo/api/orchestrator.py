@@ -77,7 +77,7 @@ def create_orchestrator_app(resources: Resources | None = None) -> Flask:
 def _unauthorized() -> Response:
     # Letter for letter what Flask-HTTPAuth answered in 2017.
     challenge = {"WWW-Authenticate": 'Basic realm="Authentication Required"'}
-    return Response("Unauthorized Access", "401 Unauthorized", challenge)
+    return Response("Unauthorized Access", 401, challenge)
 
 
 def _health() -> Response:

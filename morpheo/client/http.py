@@ -69,4 +69,5 @@ def _message(response: requests.Response) -> str:
         # What is wrong in full; services of 2017 have only their own key.
         return str(next(document[key] for key in ("detail", "error", "Error") if key in document))
     except (ValueError, TypeError, StopIteration):
-        return f"{response.status_code} {response.reason}"
+        wrong = ": user or password is wrong" if response.status_code == requests.codes.unauthorized else ""
+        return f"{response.status_code} {response.reason}{wrong}"

@@ -150,6 +150,6 @@ def predict(clients: Clients, challenge: Challenge, on_look: OnLook) -> tuple[UU
     if job.state is not JobState.SUCCEEDED:
         raise MorpheoError(f"the prediction {job.id} is {job.state}: {job.failure.message if job.failure else ''}")
     done = clients.orchestrator.preduplet(uplet.uuid)
-    if done.prediction is None:
+    if done.prediction_storage_uuid is None:
         raise MorpheoError(f"the prediction {job.id} has no file")
-    return uplet.model, clients.storage.read(ArtifactKind.PREDICTION, done.prediction).decode().split()
+    return uplet.model, clients.storage.read(ArtifactKind.PREDICTION, done.prediction_storage_uuid).decode().split()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -29,14 +28,16 @@ class ChainRepository:
         found = self._session.execute(query.where(JobRow.planned)).one_or_none()
         return None if found is None else (found.problem_id, found.algo_id)
 
-    def last_rank(self, algo: UUID) -> int:
-        """Return the highest rank of a chain, -1 if it has none."""
-        return self._session.scalar(select(func.coalesce(func.max(JobRow.rank), -1)).where(*_chain(algo))) or 0
+    def last_ranks(self, problem: UUID) -> dict[UUID, int]:
+        """Return the highest rank of each chain of a problem that has any."""
+        query = select(JobRow.algo_id, func.max(JobRow.rank)).where(*_chains(problem)).group_by(JobRow.algo_id)
+        return {algo: rank for algo, rank in self._session.execute(query) if algo is not None and rank is not None}
 
-    def active(self, algo: UUID) -> int:
-        """Return how many ranks of a chain are queued or running."""
-        query = select(func.count()).select_from(JobRow).where(*_chain(algo), JobRow.state.in_(_ACTIVE))
-        return self._session.scalar(query) or 0
+    def active(self, problem: UUID) -> dict[UUID, int]:
+        """Return how many ranks are queued or running in each chain of a problem that has any of these."""
+        query = select(JobRow.algo_id, func.count()).where(*_chains(problem), JobRow.state.in_(_ACTIVE))
+        found = self._session.execute(query.group_by(JobRow.algo_id))
+        return {algo: count for algo, count in found if algo is not None}
 
     def live(self, algo: UUID, rank: int) -> UUID | None:
         """Return the job of a rank that is not over, or that ended with a model."""
@@ -45,18 +46,20 @@ class ChainRepository:
             select(JobRow.id).where(*_chain(algo), JobRow.rank == rank, JobRow.state.not_in(dead))
         )
 
-    def next_waiting(self, algo: UUID) -> LearnSpec | None:
-        """Return the lowest rank of a chain that waits for its turn."""
+    def next_waiting(self, algo: UUID, *, limit: int) -> list[LearnSpec]:
+        """Return the lowest ranks of a chain that wait for their turns."""
         waits = JobRow.state == JobState.WAITING.value
-        row = self._session.scalar(select(JobRow).where(*_chain(algo), waits).order_by(JobRow.rank).limit(1))
-        spec = None if row is None else to_job(row, attempts=False).spec
-        return spec if isinstance(spec, LearnSpec) else None
+        rows = self._session.scalars(select(JobRow).where(*_chain(algo), waits).order_by(JobRow.rank).limit(limit))
+        specs = [to_job(row, attempts=False).spec for row in rows]
+        return [spec for spec in specs if isinstance(spec, LearnSpec)]
 
     def best(self, problem: Problem, *, algo: UUID | None = None) -> TrainedRank | None:
         """Return the best trained rank of a problem, or of one algo in it; of equals, the first rank."""
         by_perf = JobRow.perf.desc() if problem.higher_is_better else JobRow.perf.asc()
-        query = _trained(problem.id).order_by(by_perf, JobRow.rank, JobRow.created_at, JobRow.id).limit(1)
-        row = self._session.execute(query if algo is None else query.where(JobRow.algo_id == algo)).one_or_none()
+        columns = (JobRow.id, JobRow.algo_id, JobRow.rank, JobRow.result_id, JobRow.perf)
+        chains = _chains(problem.id) if algo is None else _chain(algo)
+        query = select(*columns).where(*chains, JobRow.state == JobState.SUCCEEDED.value)
+        row = self._session.execute(query.order_by(by_perf, JobRow.rank, JobRow.id).limit(1)).one_or_none()
         if row is None:
             return None
         return TrainedRank(job=row.id, algo=row.algo_id, rank=row.rank, model=row.result_id, perf=row.perf)
@@ -81,14 +84,9 @@ class ChainRepository:
         return [to_job(row, attempts=False) for row in rows]
 
 
+def _chains(problem: UUID) -> tuple[ColumnElement[bool], ...]:
+    return JobRow.problem_id == problem, JobRow.planned.is_(True), JobRow.rank.is_not(None)
+
+
 def _chain(algo: UUID) -> tuple[ColumnElement[bool], ...]:
     return JobRow.algo_id == algo, JobRow.planned.is_(True), JobRow.rank.is_not(None)
-
-
-def _trained(problem: UUID) -> Any:
-    return select(JobRow.id, JobRow.algo_id, JobRow.rank, JobRow.result_id, JobRow.perf).where(
-        JobRow.problem_id == problem,
-        JobRow.planned,
-        JobRow.kind == JobKind.LEARN.value,
-        JobRow.state == JobState.SUCCEEDED.value,
-    )

@@ -100,6 +100,10 @@ class ChallengeRepository:
             query = query.where(SubmissionRow.problem_id == problem)
         return [_to_submission(row) for row in self._session.scalars(query)]
 
+    def end_stalls(self, problem: UUID) -> None:
+        """Let all chains of a problem go on."""
+        self._session.execute(update(SubmissionRow).where(SubmissionRow.problem_id == problem).values(stalled=False))
+
     def set_stalled(self, algo: UUID, stalled: bool) -> None:
         """Record whether a chain waits for a person or for new data."""
         self._session.execute(update(SubmissionRow).where(SubmissionRow.algo_id == algo).values(stalled=stalled))

@@ -9,6 +9,7 @@ holds. Zero rows changed means that somebody else was faster; the caller then ch
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -77,25 +78,23 @@ class JobRepository:
         Raises:
             Conflict: a job with that id exists, or one of that rank that is not over or has a model.
         """
-        learn = spec if isinstance(spec, LearnSpec) else None
-        self._session.execute(
-            insert(JobRow).values(
-                id=spec.id,
-                kind=spec.kind.value,
-                state=state.value,
-                problem_id=spec.problem,
-                algo_id=learn.algo if learn else algo,
-                tags="+".join(spec.tags),
-                spec=spec_to_dict(spec),
-                spec_sha256=spec_digest(spec),
-                created_at=database_now(),
-                planned=planned,
-                rank=learn.rank if learn else None,
-                train_files=len(learn.train_data) if learn else None,
-            )
-        )
+        values = {**_to_row(spec), "state": state.value, "planned": planned}
+        if not isinstance(spec, LearnSpec):
+            values["algo_id"] = algo
+        self._session.execute(insert(JobRow).values(created_at=database_now()), [values])
         if state is JobState.QUEUED:
             self.queued.append(spec)
+
+    def add_ranks(self, specs: Iterable[LearnSpec]) -> None:
+        """
+        Insert jobs of chains that wait for their turns.
+
+        Raises:
+            Conflict: one of those ranks has a job that is not over or has a model.
+        """
+        rows = [{**_to_row(spec), "state": JobState.WAITING.value, "planned": True} for spec in specs]
+        if rows:
+            self._session.execute(insert(JobRow).values(created_at=database_now()), rows)
 
     def release(self, spec: JobSpec) -> bool:
         """Queue a job that waited for its turn, with the spec that it now has."""
@@ -296,6 +295,21 @@ class JobRepository:
             .where(AttemptRow.job_id == job_id, AttemptRow.outcome == AttemptOutcome.RUNNING.value)
             .values(outcome=outcome.value, ended_at=database_now(), message=message)
         )
+
+
+def _to_row(spec: JobSpec) -> dict[str, Any]:
+    learn = spec if isinstance(spec, LearnSpec) else None
+    return {
+        "id": spec.id,
+        "kind": spec.kind.value,
+        "problem_id": spec.problem,
+        "algo_id": learn and learn.algo,
+        "tags": "+".join(spec.tags),
+        "spec": spec_to_dict(spec),
+        "spec_sha256": spec_digest(spec),
+        "rank": learn and learn.rank,
+        "train_files": learn and len(learn.train_data),
+    }
 
 
 def _held(job_id: UUID, attempt: int) -> tuple[ColumnElement[bool], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -380,7 +381,40 @@ def test_the_worker_of_a_running_job_is_asked_to_cancel_it(compute: Service) -> 
     assert (answer.json["state"], answer.json["cancel_requested"]) == ("running", True)
 
 
-@pytest.mark.parametrize(("rest", "method"), [("", "GET"), ("/cancel", "POST"), ("/logs", "GET")], ids=str)
+@MAKERS
+def test_a_job_that_ended_without_a_result_can_be_ordered_again(compute: Service, make: Maker) -> None:
+    spec = accepted(compute, make())
+    refused = compute.post(f"/jobs/{spec.id}/retry")
+    assert (refused.status_code, refused.json["error"]) == (
+        409,
+        f"job {spec.id} is queued; only one that failed or was cancelled can be retried",
+    )
+    compute.post(f"/jobs/{spec.id}/cancel")
+    answer = compute.post(f"/jobs/{spec.id}/retry")
+    assert (answer.status_code, answer.json["state"], answer.json["attempts"]) == (201, "queued", [])
+    again = UUID(answer.json["id"])
+    assert compute.resources.jobs.get(again).spec == replace(spec, id=again)
+    assert compute.publisher.published == [spec.id, again]
+    assert compute.get(f"/jobs/{spec.id}").json["state"] == "cancelled"
+
+
+def test_a_job_whose_model_exists_cannot_be_ordered_again(compute: Service) -> None:
+    spec = make_learn_spec()
+    accepted(compute, spec)
+    compute.post(f"/jobs/{spec.id}/cancel")
+    compute.add_artifact(ArtifactKind.MODEL, spec.model_end, algo=spec.algo)
+    before = compute.stored()
+    answer = compute.post(f"/jobs/{spec.id}/retry")
+    assert (answer.status_code, answer.json["error"]) == (
+        409,
+        f"model {spec.model_end} exists already; order the job with another model_end",
+    )
+    assert compute.stored() == before
+
+
+@pytest.mark.parametrize(
+    ("rest", "method"), [("", "GET"), ("/cancel", "POST"), ("/retry", "POST"), ("/logs", "GET")], ids=str
+)
 def test_a_job_that_is_not_there_is_a_404_and_a_bad_id_a_400(compute: Service, rest: str, method: str) -> None:
     assert compute.open(f"/jobs/{uuid4()}{rest}", method=method).status_code == 404
     answer = compute.open(f"/jobs/123{rest}", method=method)

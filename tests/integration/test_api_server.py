@@ -267,7 +267,7 @@ def test_a_server_that_is_killed_in_mid_upload_leaves_no_visible_artifact(data_d
         assert server.storage.upload(ArtifactKind.DATA, b"abc", id=given).id == given
 
 
-@pytest.mark.parametrize("command", ["storage-api", "compute-api"])
+@pytest.mark.parametrize("command", ["storage-api", "compute-api", "orchestrator-api"])
 def test_sigterm_ends_a_server(data_dir: Path, command: str) -> None:
     with serving(command, data_dir, api_processes="1") as server:
         server.process.send_signal(signal.SIGTERM)

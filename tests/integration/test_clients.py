@@ -108,6 +108,22 @@ def test_what_changes_something_is_sent_once(stub: Stub, act: str, failure: Answ
     assert len(stub.asked) == 1
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"error": "of storage"}', "of storage"),
+        (b'{"Error": "of the orchestrator"}', "of the orchestrator"),
+        (b'{"Error": "wrong key", "detail": "wrong key: uuid is missing"}', "wrong key: uuid is missing"),
+    ],
+    ids=["error", "Error", "detail"],
+)
+def test_an_error_is_told_in_the_words_of_the_service(stub: Stub, body: bytes, message: str) -> None:
+    stub.answers = [answering(400, body)]
+    with pytest.raises(ApiError) as caught:
+        stub.storage.get(ArtifactKind.DATA, uuid4())
+    assert (str(caught.value), caught.value.status) == (message, 400)
+
+
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b"\xff"], ids=["html", "list", "no-error", "binary"])
 def test_an_error_of_somebody_else_is_told_by_its_status(stub: Stub, body: bytes) -> None:
     stub.answers = [answering(404, body)]

@@ -151,7 +151,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("api", ["compute-api", "storage-api"])
+@pytest.mark.parametrize("api", ["compute-api", "storage-api", "orchestrator-api"])
 def test_an_api_shows_the_jobs_to_anybody_and_nothing_else_of_them(data_dir: Path, api: str) -> None:
     with serving(api, data_dir) as server:
         answer = requests.get(f"{server.url}/metrics", timeout=20)

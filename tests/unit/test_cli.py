@@ -68,6 +68,7 @@ def test_a_bad_setting_stops_with_one_line(monkeypatch: pytest.MonkeyPatch, caps
     [
         ("compute-api", ["--help"], "morpheo compute-api [OPTIONS]"),
         ("compute-worker", ["--help"], "morpheo worker [OPTIONS]"),
+        ("orchestrator-api", ["--help"], "morpheo orchestrator-api [OPTIONS]"),
         ("compute-api", ["migrate", "--help"], "morpheo migrate [OPTIONS]"),
         ("compute-api", ["--version"], "morpheo, version"),
         ("morpheo", ["--help"], "morpheo [OPTIONS] COMMAND"),

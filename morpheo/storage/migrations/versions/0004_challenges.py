@@ -69,6 +69,7 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column('perf', sa.Double(), nullable=True))
         batch_op.add_column(sa.Column('train_files', sa.BigInteger(), nullable=True))
         batch_op.add_column(sa.Column('result_id', sa.Uuid(), nullable=True))
+        batch_op.create_index('ix_jobs_chain', ['algo_id', 'state', 'rank'], unique=False)
         batch_op.create_index('ix_jobs_best', ['problem_id', 'planned', 'kind', 'state', 'perf', 'rank', 'algo_id', 'train_files', 'id'], unique=False)
         batch_op.create_index('uq_jobs_live_rank', ['algo_id', 'rank'], unique=True, sqlite_where=sa.text("planned AND rank IS NOT NULL AND state NOT IN ('failed', 'cancelled')"), postgresql_where=sa.text("planned AND rank IS NOT NULL AND state NOT IN ('failed', 'cancelled')"))
 
@@ -78,6 +79,7 @@ def downgrade() -> None:
     with op.batch_alter_table('jobs', schema=None) as batch_op:
         batch_op.drop_index('uq_jobs_live_rank', sqlite_where=sa.text("planned AND rank IS NOT NULL AND state NOT IN ('failed', 'cancelled')"), postgresql_where=sa.text("planned AND rank IS NOT NULL AND state NOT IN ('failed', 'cancelled')"))
         batch_op.drop_index('ix_jobs_best')
+        batch_op.drop_index('ix_jobs_chain')
         batch_op.drop_column('result_id')
         batch_op.drop_column('train_files')
         batch_op.drop_column('perf')
