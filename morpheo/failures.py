@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from morpheo.errors import (
     DatabaseUnavailable,
     DiskFull,
@@ -16,6 +18,8 @@ from morpheo.runtime.contract import StepResult
 _QUOTED_LINES = 20
 _QUOTED_CHARACTERS = 4000
 _MIB = 1 << 20
+#: How programs, and the engine for stderr of builds, colour text.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 #: Exit code of a program that was killed for writing a file larger than its limit: 128 + SIGXFSZ.
 _EXIT_FILE_SIZE = 153
 
@@ -92,7 +96,7 @@ def check_result(result: StepResult, step: StepName, blame: Blame, *, timeout_s:
 
 def last_lines(log: bytes) -> str:
     """Return the end of a log as text to append to a sentence, without control characters."""
-    text = log.decode("utf-8", "replace").replace("\r\n", "\n")
+    text = _COLOUR.sub("", log.decode("utf-8", "replace").replace("\r\n", "\n"))
     clean = "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
     tail = "\n".join(clean.strip().splitlines()[-_QUOTED_LINES:])[-_QUOTED_CHARACTERS:]
     return f". Its last lines:\n{tail}" if tail else ". It wrote no log"

@@ -47,6 +47,7 @@ class ImageShelf:
         network: Whether a build may use the network.
         memory_bytes: Memory of each instruction of a build.
         max_image_bytes: Largest image.
+        repository: What the names of its images begin with.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class ImageShelf:
         network: bool,
         memory_bytes: int,
         max_image_bytes: int,
+        repository: str = "morpheo",
     ) -> None:
         self._engines = engines
         self._cache = cache
@@ -69,6 +71,11 @@ class ImageShelf:
         self._network = network
         self._memory_bytes = memory_bytes
         self._max_image_bytes = max_image_bytes
+        self._repository = repository
+
+    def tag(self, archive: Artifact) -> str:
+        """Return the name of an archive's image."""
+        return f"{self._repository}/{archive.kind}:{archive.sha256}"
 
     def image_id(
         self, archive: Artifact, *, owner: Owner, workspace: Workspace, steps: StepLog, interrupt: Interrupt
@@ -81,7 +88,7 @@ class ImageShelf:
             RuntimeUnavailable: the engine does not answer.
             Interrupted: the interrupt was set.
         """
-        tag = f"morpheo/{archive.kind}:{archive.sha256}"
+        tag = self.tag(archive)
         engine = self._engines[Image(archive.kind)]
         if found := engine.find_image(tag):
             return found

@@ -34,6 +34,7 @@ from morpheo.models import (
     PredictSpec,
     Scores,
 )
+from morpheo.standings import Leaderboard
 from morpheo.storage.database import Database, UnitOfWork
 
 #: What workers that are not ours are called in leases.
@@ -109,6 +110,8 @@ class Orchestrator:
     def __init__(self, database: Database, *, outside_lease_s: float) -> None:
         self._database = database
         self._outside_lease_s = outside_lease_s
+        #: By problem, the last leaderboard and the state that it is of.
+        self._leaderboards: dict[UUID, tuple[tuple[int, int], Leaderboard]] = {}
 
     def register_problem(self, problem: Problem) -> Problem:
         """
@@ -252,6 +255,29 @@ class Orchestrator:
         """Return all problems, oldest first."""
         with self._database.read() as work:
             return work.challenges.problems()
+
+    def leaderboard(self, problem_id: UUID) -> Leaderboard:
+        """
+        Return who is how good in a challenge, and how sure that is.
+
+        Raises:
+            NotFound: there is no such problem.
+        """
+        from morpheo.leaderboard import make_leaderboard  # noqa: PLC0415 - numpy: 25 MB that no worker needs
+
+        with self._database.read() as work:
+            problem = work.challenges.problem(problem_id)
+            state = work.leaderboard.state(problem_id)
+            known = self._leaderboards.get(problem_id)
+            if known is not None and known[0] == state:
+                return known[1]
+            chains = work.leaderboard.chains(problem_id)
+            best = [(chain, chain.best(higher_is_better=problem.higher_is_better)) for chain in chains]
+            jobs = [UUID(chain.jobs[position]) for chain, position in best if position is not None]
+            test_perf = work.leaderboard.test_perf(jobs)
+        board = make_leaderboard(problem, chains, test_perf)
+        self._leaderboards[problem_id] = state, board
+        return board
 
     def submission(self, algo: UUID) -> Submission:
         """

@@ -19,6 +19,7 @@ from morpheo.images import ImageShelf
 from morpheo.jobs import JobService, Publisher, publish
 from morpheo.metrics import MeteredBlobStore, make_registry
 from morpheo.orchestrator import Orchestrator, advance_chain
+from morpheo.packing import context_limits
 from morpheo.reports import Reporter, write_report
 from morpheo.runner import JobRunner, RunnerSettings
 from morpheo.runtime.archive import ArchiveLimits
@@ -40,11 +41,13 @@ class Resources:
     Args:
         settings: From the environment.
         publisher: Gives messages to the broker.
+        image_repository: What the names of images begin with.
     """
 
-    def __init__(self, settings: Settings, publisher: Publisher) -> None:
+    def __init__(self, settings: Settings, publisher: Publisher, *, image_repository: str = "morpheo") -> None:
         self.settings = settings
         self.publisher = publisher
+        self._image_repository = image_repository
 
     @functools.cached_property
     def database(self) -> Database:
@@ -144,20 +147,36 @@ class Resources:
         return self.settings.data_dir / "work"
 
     @functools.cached_property
-    def _tools(self) -> Tools:
+    def _cache(self) -> NodeCache:
+        """What this machine has fetched and made."""
         settings = self.settings
-        cache = NodeCache(settings.data_dir / "cache", self.blobs.get, max_bytes=settings.cache_bytes)
-        images = ImageShelf(
+        return NodeCache(settings.data_dir / "cache", self.blobs.get, max_bytes=settings.cache_bytes)
+
+    @functools.cached_property
+    def images(self) -> ImageShelf:
+        """Images of problems and algos."""
+        settings = self.settings
+        return ImageShelf(
             self.engines,
-            cache,
-            limits=ArchiveLimits(max_bytes=settings.context_bytes, max_entries=settings.context_entries, links=True),
+            self._cache,
+            limits=context_limits(settings),
             base_images=settings.base_images,
             timeout_s=settings.build_timeout_s,
             network=settings.build_network,
             memory_bytes=settings.memory_bytes,
             max_image_bytes=settings.image_bytes,
+            repository=self._image_repository,
         )
-        return Tools(artifacts=self.artifacts, images=images, engines=self.engines, cache=cache, limits=self._limits)
+
+    @property
+    def _tools(self) -> Tools:
+        return Tools(
+            artifacts=self.artifacts,
+            images=self.images,
+            engines=self.engines,
+            cache=self._cache,
+            limits=self._limits,
+        )
 
     @functools.cached_property
     def _limits(self) -> Limits:

@@ -24,6 +24,7 @@ from morpheo.api.documents import (
     problem_document,
 )
 from morpheo.api.errors import problem
+from morpheo.api.leaderboard import leaderboards
 from morpheo.api.metrics import add_metrics
 from morpheo.api.posted import (
     AlgoPostSchema,
@@ -65,7 +66,7 @@ def create_orchestrator_app(resources: Resources | None = None) -> Flask:
     require_basic_auth(app, _unauthorized)
     # Before authentication: a browser sends no password with its preflight.
     CORS(app, origins=list(resources.settings.cors_origins), supports_credentials=True, methods=["GET", "POST"])
-    for blueprint in (documents, registrations, reports):
+    for blueprint in (documents, registrations, reports, leaderboards):
         api.register_blueprint(blueprint)
     app.add_url_rule("/", view_func=lambda: jsonify(INDEX), endpoint="index")
     app.add_url_rule("/health", view_func=_health, endpoint="health")

@@ -13,9 +13,10 @@ from uuid import UUID
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from morpheo.client import ComputeClient, StorageClient
+from morpheo.client import ComputeClient, OrchestratorClient, StorageClient
 from morpheo.config import KIB, Settings
 from morpheo.errors import MorpheoError, SettingsError, Unavailable
 from morpheo.models import Job, JobState
@@ -30,10 +31,19 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 #: The job ended without a result.
 EXIT_JOB_FAILED = 3
+#: As of timeout(1): it goes on, but was not waited for any longer.
+EXIT_TIMEOUT = 124
+#: As of a shell whose program was ended by Ctrl-C.
+EXIT_INTERRUPTED = 130
 #: EX_UNAVAILABLE of sysexits.h: a service does not answer.
 EXIT_UNAVAILABLE = 69
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+
+#: Letters of an id in tables.
+SHORT_ID = 8
+
+DEFAULT_ORCHESTRATOR_URL = "http://127.0.0.1:8083"
 
 _COLOURS = {
     JobState.SUCCEEDED: "green",
@@ -81,6 +91,23 @@ def compute_client() -> ComputeClient:
     return ComputeClient(Settings.from_env().compute_url)
 
 
+def orchestrator_client() -> OrchestratorClient:
+    """Return a client of the orchestrator API of the settings."""
+    settings = Settings.from_env()
+    url = settings.orchestrator_url or DEFAULT_ORCHESTRATOR_URL
+    return OrchestratorClient(url, user=settings.user, password=settings.password.get_secret_value())
+
+
+def tell(text: str) -> None:
+    """Print a line of the result, not broken by the width of the terminal: it may be copied or piped."""
+    out.print(text, soft_wrap=True, highlight=False)
+
+
+def remark(text: str) -> None:
+    """Print a line that is no result, on stderr."""
+    err.print(text, soft_wrap=True, highlight=False)
+
+
 def print_json(value: Any) -> None:
     """Print a value of the domain as JSON."""
     click.echo(json.dumps(value, default=_plain, indent=2))
@@ -92,6 +119,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     return str(value)
+
+
+def shown(text: str) -> str:
+    """Return somebody else's words for a table or a line: no markup, and nothing that moves the cursor."""
+    return escape("".join(letter if letter.isprintable() else " " for letter in text))
+
+
+def short(identifier: UUID) -> str:
+    """Return how an id begins; commands take it in place of the whole."""
+    return str(identifier)[:SHORT_ID]
 
 
 def shown_state(job: Job) -> str:
@@ -116,6 +153,6 @@ def shown_bytes(count: int | None) -> str:
 def transfer(description: str, total_bytes: int | None) -> Iterator[Callable[[int], None]]:
     """Show the progress of a transfer, on stderr; gives what is to be told of each piece."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task(description, total=total_bytes)
         yield lambda count: progress.advance(task, count)

@@ -21,6 +21,7 @@ from rich.table import Table
 from morpheo.cli.common import err, json_option, out, print_json
 from morpheo.cli.dev import START_DEADLINE_S, check_engine
 from morpheo.cli.jobs import describe
+from morpheo.cli.leaderboard import leaderboard_table
 from morpheo.client import ComputeClient, OrchestratorClient, StorageClient
 from morpheo.config import Settings
 from morpheo.errors import MorpheoError
@@ -103,10 +104,12 @@ def _challenge(urls: dict[str, str], *, as_json: bool) -> dict[str, object]:
         out.print(leaderboard_table(first, title=f"Breast cancer challenge, {demo.TRAIN_FILES} hospitals"))
         out.print(leaderboard_table(last, title=f"and {demo.LATER_FILES} hospitals more"))
         shown = ", ".join(prediction[:5])
-        out.print(f"The best model predicted {len(prediction)} patients without a diagnosis: {shown}, ...")
+        out.print(
+            f"The best model predicted {len(prediction)} patients without a diagnosis: {shown}, ...", soft_wrap=True
+        )
     return {
         "scores": scores,
-        "boards": [first.document, last.document],
+        "boards": [first, last],
         "best_model": model,
         "prediction": prediction,
     }

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from morpheo.cli.common import UUID_TYPE, json_option, out, print_json, shown_bytes, storage_client, transfer
 from morpheo.models import ArtifactKind
+from morpheo.packing import pack_folder
 from morpheo.runtime.archive import pack
 
 _KIND = click.Choice([kind.value for kind in ArtifactKind])
@@ -33,14 +34,17 @@ def upload(
     algo: UUID | None,
     as_json: bool,
 ) -> None:
-    """Store a file. A folder (of a problem, algo or model) is packed into a .tar.gz first."""
+    """Store a file. A folder (of a problem, algo or model) is packed into a .tar.gz first.
+
+    What the .dockerignore of a problem or an algo names is left out.
+    """
     chosen = ArtifactKind(kind)
     if chosen in (ArtifactKind.PROBLEM, ArtifactKind.ALGO):
         name = name or path.resolve().name
     if chosen is ArtifactKind.PROBLEM:
         description = description or name
     with tempfile.TemporaryDirectory() as folder:
-        file = _packed(path, Path(folder) / "packed.tar.gz") if path.is_dir() else path
+        file = _packed(chosen, path, Path(folder) / "packed.tar.gz") if path.is_dir() else path
         with transfer(f"uploading {path.name}", file.stat().st_size) as progress:
             stored = storage_client().upload(
                 chosen, file, id=artifact_id, name=name, description=description, algo=algo, progress=progress
@@ -51,10 +55,12 @@ def upload(
         out.print(f"{stored.kind} {stored.id} ({shown_bytes(stored.size_bytes)})")
 
 
-def _packed(folder: Path, target: Path) -> Path:
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+def _packed(kind: ArtifactKind, folder: Path, target: Path) -> Path:
     with target.open("wb") as file:
-        pack(folder, names, file)
+        if kind is ArtifactKind.MODEL:
+            pack(folder, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()], file)
+        else:
+            pack_folder(folder, file)
     return target
 
 

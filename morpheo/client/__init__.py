@@ -10,7 +10,19 @@ Python clients of Morpheo's services.
 
 from morpheo.client.compute import ComputeClient
 from morpheo.client.documents import Learnuplet, Preduplet
+from morpheo.client.leaderboard import Leaderboard, LearningCurve
 from morpheo.client.orchestrator import OrchestratorClient
 from morpheo.client.storage import StorageClient, StoredArtifact
+from morpheo.standings import Entry
 
-__all__ = ["ComputeClient", "Learnuplet", "OrchestratorClient", "Preduplet", "StorageClient", "StoredArtifact"]
+__all__ = [
+    "ComputeClient",
+    "Entry",
+    "Leaderboard",
+    "LearningCurve",
+    "Learnuplet",
+    "OrchestratorClient",
+    "Preduplet",
+    "StorageClient",
+    "StoredArtifact",
+]

@@ -11,6 +11,7 @@ from uuid import UUID
 from morpheo.challenges import Dataset, Problem, Submission
 from morpheo.client.documents import Learnuplet, Preduplet, to_dataset, to_problem, to_submission
 from morpheo.client.http import HttpClient
+from morpheo.client.leaderboard import Leaderboard
 from morpheo.errors import ApiError
 from morpheo.models import JobKind, Scores
 
@@ -155,6 +156,24 @@ class OrchestratorClient:
             ApiError: ``status`` 404 if there is none.
         """
         return Preduplet.from_json(self._get("preduplet", job_id))
+
+    def leaderboard(self, problem_id: UUID) -> Leaderboard:
+        """
+        Return who is how good in a challenge, and how sure that is.
+
+        Raises:
+            ApiError: ``status`` 404 if there is no such problem.
+        """
+        return Leaderboard.from_json(self._http.request("GET", f"/problem/{problem_id}/leaderboard").json())
+
+    def leaderboard_csv(self, problem_id: UUID) -> str:
+        """
+        Return a leaderboard as CSV, with a line of headings.
+
+        Raises:
+            ApiError: ``status`` 404 if there is no such problem.
+        """
+        return self._http.request("GET", f"/problem/{problem_id}/leaderboard", params={"format": "csv"}).text
 
     def retry(self, job_id: UUID) -> UUID:
         """

@@ -21,7 +21,7 @@ from sklearn.datasets import load_breast_cancer
 from morpheo.client import ComputeClient, OrchestratorClient, StorageClient
 from morpheo.errors import MorpheoError
 from morpheo.models import ArtifactKind, Job, JobState
-from morpheo.runtime.archive import pack
+from morpheo.packing import pack_folder
 
 ASSETS = Path(__file__).parent / "assets"
 ALGOS = ("logistic", "bayes")
@@ -87,9 +87,8 @@ def _to_csv(names: list[str], rows: np.ndarray) -> bytes:
 
 def archive(name: str) -> bytes:
     """Return the ``.tar.gz`` of one of the demo's images."""
-    folder = ASSETS / name
     target = io.BytesIO()
-    pack(folder, [path.name for path in folder.iterdir() if path.is_file()], target)
+    pack_folder(ASSETS / name, target)
     return target.getvalue()
 
 

@@ -18,6 +18,8 @@ from morpheo.runtime.profile import owner_labels
 
 _STAGE = re.compile(r"Step \d+/\d+ : FROM ")
 _INTERMEDIATE = re.compile(r"---> ([0-9a-f]{12})\s*")
+#: How long the engine is given to end the container of a build that was stopped, in seconds.
+_REMOVE_DEADLINE_S = 15
 
 
 class ImageBuild:
@@ -129,10 +131,19 @@ class ImageBuild:
     def _remove_intermediate(self) -> None:
         # What a failed build got to, and each stage but the last, is an image without a tag. The engine refuses to
         # remove those that a tagged image is made of.
+        give_up = time.monotonic() + _REMOVE_DEADLINE_S
         for image_id in reversed(self._intermediate):
-            with contextlib.suppress(APIError):
-                if not self._client.inspect_image(image_id)["RepoTags"]:
-                    self._client.remove_image(image_id)
+            while not self._remove_untagged(image_id) and time.monotonic() < give_up:
+                time.sleep(0.1)
+
+    def _remove_untagged(self, image_id: str) -> bool:
+        """Remove an image that has no tag; False if a container keeps that from happening, for now."""
+        try:
+            if not self._client.inspect_image(image_id)["RepoTags"]:
+                self._client.remove_image(image_id)
+        except APIError as exc:  # of a build that was stopped, the engine ends the last container in its own time
+            return "being used by" not in str(exc.explanation)
+        return True
 
 
 class _Tail:

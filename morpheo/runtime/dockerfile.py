@@ -59,6 +59,23 @@ def check_dockerfile(text: str, *, base_images: tuple[str, ...]) -> None:
         raise BadArchive("Dockerfile has no FROM")
 
 
+def base_images(text: str) -> list[str]:
+    """
+    Return the images that a Dockerfile starts from, apart from ``scratch`` and its own stages.
+
+    Raises:
+        BadArchive: it cannot be read.
+    """
+    stages: list[str] = []
+    names = []
+    for number, keyword, rest in _instructions(text):
+        if keyword == "FROM" and (arguments := _split_flags(rest, number)[1]):
+            if arguments[0].lower() not in (*stages, "scratch"):
+                names.append(arguments[0])
+            stages.append(arguments[-1].lower() if len(arguments) > 1 else "")
+    return names
+
+
 def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
     # Only what the engine takes for white space may be white space here, or a line could read differently there.
     if any(char.isspace() and char not in " \t\n" for char in text.replace("\r\n", "\n")):

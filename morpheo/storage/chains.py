@@ -85,7 +85,7 @@ class ChainRepository:
 
 
 def _chains(problem: UUID) -> tuple[ColumnElement[bool], ...]:
-    return JobRow.problem_id == problem, JobRow.planned.is_(True), JobRow.rank.is_not(None)
+    return JobRow.problem_id == problem, JobRow.planned.is_(True), JobRow.kind == JobKind.LEARN.value
 
 
 def _chain(algo: UUID) -> tuple[ColumnElement[bool], ...]:

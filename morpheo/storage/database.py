@@ -19,6 +19,7 @@ from morpheo.storage.artifacts import ArtifactRepository
 from morpheo.storage.chains import ChainRepository
 from morpheo.storage.challenges import ChallengeRepository
 from morpheo.storage.jobs import JobRepository
+from morpheo.storage.leaderboard import LeaderboardRepository
 from morpheo.storage.messages import MessageRepository
 from morpheo.storage.reports import ReportRepository
 from morpheo.storage.statistics import StatisticsRepository
@@ -41,6 +42,7 @@ class UnitOfWork:
         self.steps = StepRepository(session)
         self.challenges = ChallengeRepository(session)
         self.chains = ChainRepository(session)
+        self.leaderboard = LeaderboardRepository(session)
         self.reports = ReportRepository(session)
         self.statistics = StatisticsRepository(session)
 

@@ -72,7 +72,7 @@ def stack(engine: APIClient, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             compute=ComputeClient(urls["compute"]),
         )
     assert leftovers(engine) == before
-    assert list((folder / "data" / "work").iterdir()) == []
+    assert list((folder / "data" / "work").glob("*")) == []
     assert list((folder / "data" / "incoming").iterdir()) == []
 
 

@@ -358,7 +358,7 @@ def test_a_build_that_hangs_is_stopped_and_leaves_nothing(docker_bench: Bench, e
     before = _containers_and_images(engine)
     began = time.monotonic()
     result = docker_bench.build(
-        {"Dockerfile": "FROM morpheo/base:1\nRUN while true; do echo .; sleep 0.2; done\n"}, timeout_s=2
+        {"Dockerfile": "FROM morpheo/base:1\nENV A=1\nRUN while true; do echo .; sleep 0.2; done\n"}, timeout_s=2
     )
     assert result.timed_out
     assert result.image_id is None
@@ -372,7 +372,7 @@ def test_an_interrupt_stops_a_build(docker_bench: Bench, engine: APIClient) -> N
     timer = threading.Timer(1.0, docker_bench.interrupt.set, ["cancelled"])
     timer.start()
     with pytest.raises(Interrupted):
-        docker_bench.build({"Dockerfile": "FROM morpheo/base:1\nRUN sleep 60\n"})
+        docker_bench.build({"Dockerfile": "FROM morpheo/base:1\nENV A=1\nRUN sleep 60\n"})
     timer.join()
     _wait_until(lambda: _containers_and_images(engine) == before)
 

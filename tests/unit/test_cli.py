@@ -127,11 +127,11 @@ def test_without_an_engine_it_says_so(
     gc.collect()
 
 
-@pytest.mark.parametrize("command", [("jobs", "ls"), ("ls", "algo")], ids=" ".join)
+@pytest.mark.parametrize("command", [("jobs", "ls"), ("ls", "algo"), ("algo", "ls")], ids=" ".join)
 def test_a_service_that_does_not_answer_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
 ) -> None:
-    for name in ("COMPUTE", "STORAGE"):
+    for name in ("COMPUTE", "STORAGE", "ORCHESTRATOR"):
         monkeypatch.setenv(f"MORPHEO_{name}_URL", "http://127.0.0.1:9")
     monkeypatch.setattr("morpheo.client.http.HttpClient.__init__.__kwdefaults__", {"auth": None, "retries": 0})
     assert run_main(monkeypatch, *command) == EXIT_UNAVAILABLE

@@ -133,14 +133,15 @@ def test_an_empty_log_is_said_to_be_empty(log: bytes) -> None:
 @pytest.mark.parametrize(
     ("log", "text"),
     [
-        (b"\x1b[31mred\x1b[0m", "�[31mred�[0m"),
+        (b"\x1b[1;31mred\x1b[0m", "red"),
+        (b"\x1b]0;title\x07\x1b[2J", "�]0;title��[2J"),
         (b"a\0b", "a�b"),
         (b"caf\xc3\xa9 \xff", "café �"),
         (b"a\r\nb\r\n", "a\nb"),
         ("a\u202eb".encode(), "a�b"),
         (b"a\tb", "a\tb"),
     ],
-    ids=["escape", "zero", "not-utf8", "windows", "right-to-left", "tab"],
+    ids=["colour", "escape", "zero", "not-utf8", "windows", "right-to-left", "tab"],
 )
 def test_a_quoted_log_has_no_control_characters(log: bytes, text: str) -> None:
     assert last_lines(log) == f". Its last lines:\n{text}"

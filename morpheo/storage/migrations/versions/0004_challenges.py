@@ -70,7 +70,7 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column('train_files', sa.BigInteger(), nullable=True))
         batch_op.add_column(sa.Column('result_id', sa.Uuid(), nullable=True))
         batch_op.create_index('ix_jobs_chain', ['algo_id', 'state', 'rank'], unique=False)
-        batch_op.create_index('ix_jobs_best', ['problem_id', 'planned', 'kind', 'state', 'perf'], unique=False)
+        batch_op.create_index('ix_jobs_best', ['problem_id', 'planned', 'kind', 'state', 'perf', 'rank', 'algo_id', 'train_files', 'id'], unique=False)
         batch_op.create_index('uq_jobs_live_rank', ['algo_id', 'rank'], unique=True, sqlite_where=sa.text("planned AND rank IS NOT NULL AND state NOT IN ('failed', 'cancelled')"), postgresql_where=sa.text("planned AND rank IS NOT NULL AND state NOT IN ('failed', 'cancelled')"))
 
 
