@@ -108,6 +108,7 @@ class DatabaseCollector(Collector):
             yield from _job_metrics(statistics)
             yield from _queue_metrics(statistics)
             yield from _step_metrics(statistics)
+            yield from _report_metrics(statistics)
 
     def _read(self) -> Statistics:
         with self._lock:
@@ -184,6 +185,13 @@ def _step_metrics(statistics: Statistics) -> Iterator[Metric]:
         total = totals.get(step)
         seconds.add_metric([step], total.count if total else 0, total.seconds if total else 0)
     yield seconds
+
+
+def _report_metrics(statistics: Statistics) -> Iterator[Metric]:
+    meaning = "Reports that an outside orchestrator has not answered"
+    yield GaugeMetricFamily("morpheo_reports_pending", meaning, statistics.reports)
+    meaning = "Age of the oldest of them; 0 if there is none"
+    yield GaugeMetricFamily("morpheo_reports_oldest_seconds", meaning, statistics.oldest_report_s)
 
 
 class _MachineCollector(Collector):

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from morpheo.models import Cause, JobKind, JobState, StepName
 from morpheo.storage.clock import database_now
+from morpheo.storage.reports import ReportRepository
 from morpheo.storage.tables import JobRow, StepRow
 
 
@@ -48,6 +49,9 @@ class Statistics:
     jobs: tuple[JobCount, ...] = ()
     queues: tuple[QueueCount, ...] = ()
     steps: tuple[StepTotal, ...] = ()
+    #: Reports that an outside orchestrator has not answered, and the age of the oldest in seconds.
+    reports: int = 0
+    oldest_report_s: float = 0.0
 
 
 class StatisticsRepository:
@@ -58,7 +62,14 @@ class StatisticsRepository:
 
     def read(self) -> Statistics:
         """Return the numbers of now."""
-        return Statistics(jobs=self._jobs(), queues=self._queues(), steps=self._steps())
+        reports, oldest_report_s = ReportRepository(self._session).backlog()
+        return Statistics(
+            jobs=self._jobs(),
+            queues=self._queues(),
+            steps=self._steps(),
+            reports=reports,
+            oldest_report_s=oldest_report_s,
+        )
 
     def _jobs(self) -> tuple[JobCount, ...]:
         columns = (JobRow.state, JobRow.kind, JobRow.failure_cause, JobRow.failure_step)

@@ -8,6 +8,7 @@ import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,17 +20,20 @@ from sqlalchemy import text
 from morpheo import backup
 from morpheo.artifacts import ArtifactService, Upload
 from morpheo.backup import back_up, restore
+from morpheo.challenges import Problem
 from morpheo.cli import morpheo
 from morpheo.errors import Conflict, InvalidInput, NotFound
-from morpheo.models import ArtifactKind, AttemptOutcome, Job, JobSpec, JobState, LearnSpec
+from morpheo.models import ArtifactKind, AttemptOutcome, Job, JobKind, JobSpec, JobState, LearnSpec
 from morpheo.storage.blobs import BlobStore
 from morpheo.storage.database import Database
 from morpheo.storage.dump import dump_rows
 from morpheo.storage.local import LocalBlobStore
+from morpheo.storage.reports import Report
 from morpheo.storage.s3 import S3BlobStore
+from morpheo.storage.tables import Base
 from morpheo.testing import FakeContainer, MemoryBlobStore, make_learn_spec
 from tests.support.services import S3Server, wait_until
-from tests.support.workbench import Workbench, algo, make_workbench
+from tests.support.workbench import ALGO, PROBLEM, Workbench, algo, make_workbench
 
 LEASE_S = 0.5
 
@@ -70,7 +74,7 @@ def bench_on() -> Iterator[BenchOn]:
 
 def rows(database: Database) -> dict[str, list[str]]:
     with database.connect() as connection:
-        tables = ("artifacts", "jobs", "attempts", "steps")
+        tables = [table.name for table in Base.metadata.sorted_tables]
         return {table: sorted(map(repr, connection.execute(text(f"SELECT * FROM {table}")))) for table in tables}
 
 
@@ -234,6 +238,36 @@ def test_rows_are_the_same_to_the_last_bit(small: Workbench, tmp_path: Path) -> 
     restore(tmp_path / "backup", with_new, MemoryBlobStore(), progress=silent)
     assert rows(with_new) == rows(small.database)
     with_new.close()
+
+
+def test_chains_and_reports_go_on_where_they_were(
+    small: Workbench, empty_database: Database, bench_on: BenchOn, tmp_path: Path
+) -> None:
+    test = small.store(ArtifactKind.DATA, b"c:3")
+    workflow = small.store(ArtifactKind.PROBLEM, PROBLEM, name="p", description="p")
+    problem = Problem(id=uuid4(), workflow=workflow, test_data=(test,), batch_size=1, created_at=datetime.now(UTC))
+    small.resources.orchestrator.register_problem(problem)
+    data = [small.store(ArtifactKind.DATA, content) for content in (b"a:1", b"c:3")]
+    small.resources.orchestrator.register_data(data, problem_ids=[problem.id])
+    algo_id = small.store(ArtifactKind.ALGO, ALGO, name="a")
+    small.resources.orchestrator.register_algo(algo_id, name="a", problem_id=problem.id)
+    small.resources.runner.run(small.publisher.published[-1])
+    report = Report(job=small.publisher.published[0], number=1, path="/learndone/x", body={"status": "done", "perf": 1})
+    with small.database.begin() as work:
+        work.reports.add(report)
+
+    save(small, tmp_path / "backup")
+    blobs = MemoryBlobStore()
+    restore(tmp_path / "backup", empty_database, blobs, progress=silent)
+    new = bench_on(empty_database.url, tmp_path / "new", blobs)
+    assert new.resources.orchestrator.problems() == small.resources.orchestrator.problems()
+    assert new.resources.orchestrator.submissions() == small.resources.orchestrator.submissions()
+    assert new.resources.orchestrator.datasets() == small.resources.orchestrator.datasets()
+    with new.database.begin() as work:
+        assert work.reports.take(for_s=1) == report
+    new.resources.runner.run(small.publisher.published[-1])
+    states = [job.state for job in new.resources.orchestrator.jobs(JobKind.LEARN, algo=algo_id)]
+    assert states == [JobState.SUCCEEDED, JobState.SUCCEEDED]
 
 
 def test_all_rows_are_of_one_moment(database: Database) -> None:

@@ -35,6 +35,8 @@ STATISTICS = Statistics(
     ),
     queues=(QueueCount(kind=JobKind.PREDICT, depth=7, oldest_s=1.5),),
     steps=(StepTotal(name=StepName.TRAIN, count=8, seconds=9.5),),
+    reports=10,
+    oldest_report_s=11.5,
 )
 
 
@@ -68,6 +70,8 @@ def test_jobs_are_shown_by_state_cause_and_kind() -> None:
     assert seen["morpheo_queue_depth{kind=learn}"] == 0
     assert seen["morpheo_step_seconds_sum{step=train}"] == 9.5
     assert seen["morpheo_step_seconds_count{step=train}"] == 8
+    assert seen["morpheo_reports_pending"] == 10
+    assert seen["morpheo_reports_oldest_seconds"] == 11.5
 
 
 def test_every_series_is_there_before_anything_has_happened() -> None:
