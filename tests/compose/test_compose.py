@@ -54,6 +54,26 @@ def test_learn_and_predict_from_the_command_line(deployment: Deployment, tmp_pat
     assert (tmp_path / "prediction").read_text() == "1"
 
 
+def test_a_challenge_from_the_command_line(deployment: Deployment, tmp_path: Path) -> None:
+    def write(name: str, content: bytes) -> str:
+        path = tmp_path / name
+        path.write_bytes(content)
+        return str(path)
+
+    problem = write("problem.tar.gz", image_archive(PROBLEM))
+    algo = write("algo.tar.gz", image_archive(ALGO))
+    hidden = write("hidden", b"a:1")
+    batch = ("--batch-size", "1", "--name", "letters", "--description", "d")
+    made = json.loads(deployment.cli("problem", "add", problem, *batch, "--test", hidden, "--json"))
+    deployment.cli("data", "add", write("one", b"b:2"), write("two", b"a:1"), "--problem", made["id"])
+    deployment.cli("submit", algo, "--problem", made["id"], "--name", "memory", "--wait", "--timeout", "120")
+    (entry,) = json.loads(deployment.cli("leaderboard", made["id"], "--json"))["entries"]
+    assert (entry["name"], entry["perf"], entry["trainings"], entry["rank"]) == ("memory", 1.0, 2, 1)
+    target = tmp_path / "prediction"
+    deployment.cli("pred", write("new", b"a"), "--problem", made["id"], "--output", str(target))
+    assert target.read_text() == "1"
+
+
 def test_two_workers_share_the_load(deployment: Deployment) -> None:
     algo = store_algo(deployment.storage, "import time\ntime.sleep(1)\n" + ALGO)
     order = make_order(deployment.storage, algo=algo)
