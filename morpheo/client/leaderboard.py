@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 from uuid import UUID
@@ -72,7 +72,7 @@ class LearningCurve(standings.LearningCurve):
         axes.plot(self.train_files, self.perf, marker="o", label=" " + self.name.replace("$", r"\$"))
         axes.set_xlabel("files trained on")
         axes.set_ylabel("perf")
-        axes.set_xlim(left=0)
+        axes.set_xlim(left=0, auto=True)  # the right end moves on for the next curve
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=True, alpha=0.3)
         axes.legend()
@@ -83,6 +83,9 @@ class LearningCurve(standings.LearningCurve):
 class Leaderboard(standings.Leaderboard):
     """All algos of a problem, best first; those without a score come last, in the order of registration."""
 
+    #: The JSON that it was made from.
+    document: dict[str, Any] = field(repr=False, compare=False)
+
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Self:
         """Return what an answer of the orchestrator API says."""
@@ -91,6 +94,7 @@ class Leaderboard(standings.Leaderboard):
             higher_is_better=document["higher_is_better"],
             test_files=document["test_files"],
             entries=tuple(_to_entry(item) for item in document["entries"]),
+            document=document,
         )
 
     def entry(self, algo: UUID | str) -> Entry:

@@ -85,7 +85,8 @@ def test_a_curve_is_drawn_from_its_data() -> None:
 
 
 def test_curves_are_drawn_on_one_another() -> None:
-    board = make_board(make_entry(1), make_entry(2, name="_hidden $x"), without_score(3))
+    longer = {"ranks": [0, 1], "train_files": [50, 100], "perf": [0.1, 0.2]}
+    board = make_board(make_entry(1), make_entry(2, name="_hidden $x", curve=longer), without_score(3))
     axes = board.learning_curve("algo 1").plot()
     assert board.learning_curve(UUID(int=2)).plot(axes) is axes
     assert board.learning_curve(str(UUID(int=3))).plot(ax=axes) is axes
@@ -94,6 +95,9 @@ def test_curves_are_drawn_on_one_another() -> None:
     assert legend is not None
     assert [text.get_text().strip() for text in legend.get_texts()] == ["algo 1", r"_hidden \$x", "algo 3"]
     axes.figure.canvas.draw()
+    assert axes.get_xlim()[0] == 0
+    assert axes.get_xlim()[1] > 100
+    assert axes.get_ylim()[0] < 0.1
 
 
 def test_an_algo_is_named_by_its_id_or_by_a_name_that_only_it_has() -> None:
