@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import morpheo
 from morpheo.errors import BadArchive
-from morpheo.runtime.dockerfile import check_dockerfile
+from morpheo.runtime.dockerfile import base_images, check_dockerfile
 
 BASE_IMAGES = ("morpheo/base:*", "scratch")
 #: Lines before a hostile one; line 2 is the hostile one.
@@ -382,3 +382,20 @@ def test_whatever_the_lines_around_it_what_the_engine_would_copy_is_refused(
     except BadArchive:
         return
     assert not copies
+
+
+@pytest.mark.parametrize(
+    ("text", "images"),
+    [
+        ("FROM morpheo/base:1\nRUN echo FROM other\n", ["morpheo/base:1"]),
+        (
+            "# FROM none\nfrom --platform=linux/amd64 \\\n morpheo/base:2 AS x\nFROM X\nFROM scratch\n",
+            ["morpheo/base:2"],
+        ),
+        ("FROM a AS b\nFROM c AS d\nFROM d\nFROM b AS e\n", ["a", "c"]),
+        ("RUN echo\n", []),
+    ],
+    ids=["one", "continued", "stages", "none"],
+)
+def test_images_that_a_dockerfile_starts_from(text: str, images: list[str]) -> None:
+    assert base_images(text) == images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,13 +13,16 @@ from uuid import uuid4
 
 import pytest
 from docker import APIClient
+from docker.errors import NotFound
 
 import morpheo.demo
 from morpheo.cli.common import EXIT_JOB_FAILED, EXIT_UNAVAILABLE
 from morpheo.client import OrchestratorClient
 from morpheo.models import ArtifactKind
 from morpheo.packing import pack_folder
-from tests.acceptance.conftest import Stack, leftovers
+from morpheo.runtime.profile import LABEL_NODE
+from morpheo.trial.home import owner_name
+from tests.acceptance.conftest import Stack
 from tests.support.jobs import ALGO
 from tests.support.services import wait_until
 from tests.support.trials import DOCKERFILE, algo_folder, problem_folder
@@ -33,12 +37,11 @@ def home(engine: APIClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """The folder of trials; nothing of them is left on the engine."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "cache" / "morpheo" / "try"
-    before = leftovers(engine)
     yield folder
     assert {path.name for path in folder.iterdir()} == {"images", "lock"}
     for tag in (folder / "images").read_text().split():
         engine.remove_image(tag)
-    assert leftovers(engine) == before
+    assert not engine.containers(all=True, filters={"label": f"{LABEL_NODE}={owner_name()}"})
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -79,9 +82,30 @@ def test_a_problem_of_the_orchestrator_is_downloaded(
     stack.cli("try", str(algo), "--problem", str(uuid4()), status=1)
 
 
+def containers_of(engine: APIClient, marker: str) -> list[str]:
+    """Return the commands of the containers that have a variable: others may use the engine too."""
+    found = []
+    for container in engine.containers(all=True):
+        with contextlib.suppress(NotFound):  # gone meanwhile
+            if marker in engine.inspect_container(container["Id"])["Config"]["Env"]:
+                found.append(container["Command"])
+    return found
+
+
+def images_of(engine: APIClient, marker: str) -> list[str]:
+    """Return the images, layers of builds too, that have a variable."""
+    found = []
+    for image in engine.images(all=True):
+        with contextlib.suppress(NotFound):
+            if marker in (engine.inspect_image(image["Id"])["Config"].get("Env") or ()):
+                found.append(image["Id"])
+    return found
+
+
 @pytest.mark.parametrize("during", ["build", "train"])
 def test_ctrl_c_leaves_nothing(engine: APIClient, home: Path, tmp_path: Path, during: str) -> None:
-    program, dockerfile = ALGO, DOCKERFILE
+    marker = f"TRIAL={uuid4()}"
+    program, dockerfile = ALGO, DOCKERFILE.replace("COPY", f"ENV {marker}\nCOPY")
     if during == "train":
         program += "import time\ntime.sleep(597)\n"
     else:
@@ -94,17 +118,19 @@ def test_ctrl_c_leaves_nothing(engine: APIClient, home: Path, tmp_path: Path, du
         env={**os.environ, "MORPHEO_LEARN_TIMEOUT_S": "600"},
     )
 
-    def is_there() -> bool:
+    def has_begun() -> bool:
         assert process.poll() is None, process.communicate()
         words = "sleep 597" if during == "build" else "-T train"
-        return any(words in container["Command"] for container in engine.containers())
+        return any(words in each for each in containers_of(engine, marker))
 
-    wait_until(is_there, timeout_s=60, what=during)
+    wait_until(has_begun, timeout_s=60, what=during)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert b"Traceback" not in output
     assert home.exists()
+    assert containers_of(engine, marker) == []
+    assert images_of(engine, marker) == []
 
 
 def test_without_an_engine_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
