@@ -15,7 +15,8 @@ COPY requirements.txt requirements-build.txt build/wheels/3.1[1] wheels/
 ARG PIP_NO_INDEX
 RUN /tools/bin/pip install -q --require-hashes --find-links wheels -r wheels/requirements-build.txt && \
     /tools/bin/pip --python /opt/morpheo/bin/python install -q --no-compile --require-hashes --find-links wheels \
-        -r wheels/requirements.txt
+        -r wheels/requirements.txt && \
+    find /opt/morpheo/lib -path '*/numpy/*' -type d -name tests -prune -exec rm -r {} +
 COPY setup.cfg pyproject.toml README.md celeryconfig.py ./
 COPY morpheo morpheo
 # Compiled here, because the root file system of a service is read-only; by contents and not by time, so that two builds
@@ -48,25 +49,25 @@ LABEL org.opencontainers.image.title="Morpheo" \
 
 FROM service AS compute-api
 EXPOSE 8081
-HEALTHCHECK --interval=5s --timeout=10s --start-period=30s \
+HEALTHCHECK --interval=5s --timeout=10s --start-period=120s \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8081/health', timeout=8)"]
 CMD ["compute-api", "--host", "0.0.0.0"]
 
 FROM service AS storage-api
 EXPOSE 8082
-HEALTHCHECK --interval=5s --timeout=10s --start-period=30s \
+HEALTHCHECK --interval=5s --timeout=10s --start-period=120s \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8082/health', timeout=8)"]
 CMD ["storage-api", "--host", "0.0.0.0"]
 
 FROM service AS orchestrator-api
 EXPOSE 8083
-HEALTHCHECK --interval=5s --timeout=10s --start-period=30s \
+HEALTHCHECK --interval=5s --timeout=10s --start-period=120s \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8083/health', timeout=8)"]
 CMD ["orchestrator-api", "--host", "0.0.0.0"]
 
 FROM service AS compute-worker
 # Each node of a worker touches a file of its own here while it speaks with its broker.
 ENV MORPHEO_ALIVE_DIR=/tmp/alive
-HEALTHCHECK --interval=5s --timeout=10s --start-period=30s \
+HEALTHCHECK --interval=5s --timeout=10s --start-period=120s \
     CMD ["sh", "-c", "cd /tmp/alive && test -n \"$(ls)\" && test -z \"$(find . -type f ! -newermt '30 seconds ago')\""]
 CMD ["worker"]

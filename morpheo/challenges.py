@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+#: How the names of workers begin, in leases, that are not ours.
+OUTSIDE = "outside:"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:

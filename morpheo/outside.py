@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from morpheo.challenges import OUTSIDE
 from morpheo.errors import InvalidInput
 from morpheo.models import ArtifactKind, Blame, Cause, Failure, Job, JobKind, JobState, LearnSpec, Scores
 from morpheo.orchestrator import check_stored
 from morpheo.storage.database import Database, UnitOfWork
-
-#: What workers that are not ours are called in leases.
-OUTSIDE = "outside:"
 
 _FAILED_OUTSIDE = Failure(
     cause=Cause.INTERNAL_ERROR,

@@ -9,11 +9,10 @@ from uuid import UUID
 
 from morpheo.api.schemas import FailureSchema
 from morpheo.api.wire import parse_uuid
-from morpheo.challenges import Dataset, Problem, Submission
+from morpheo.challenges import OUTSIDE, Dataset, Problem, Submission
 from morpheo.errors import NotFound
 from morpheo.models import Job, JobKind, JobState, LearnSpec
 from morpheo.orchestrator import Orchestrator
-from morpheo.outside import OUTSIDE
 
 Document = dict[str, Any]
 #: Field and value; a document must match all.

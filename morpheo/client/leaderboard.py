@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 from uuid import UUID
@@ -83,9 +83,6 @@ class LearningCurve(standings.LearningCurve):
 class Leaderboard(standings.Leaderboard):
     """All algos of a problem, best first; those without a score come last, in the order of registration."""
 
-    #: The JSON that it was made from.
-    document: dict[str, Any] = field(repr=False, compare=False)
-
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Self:
         """Return what an answer of the orchestrator API says."""
@@ -94,7 +91,6 @@ class Leaderboard(standings.Leaderboard):
             higher_is_better=document["higher_is_better"],
             test_files=document["test_files"],
             entries=tuple(_to_entry(item) for item in document["entries"]),
-            document=document,
         )
 
     def entry(self, algo: UUID | str) -> Entry:

@@ -18,6 +18,7 @@ from sqlalchemy import Select, and_, case, insert, or_, select, tuple_, update
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.sql.elements import ColumnElement
 
+from morpheo.challenges import OUTSIDE
 from morpheo.errors import NotFound
 from morpheo.models import (
     CANCELLED,
@@ -246,9 +247,10 @@ class JobRepository:
     def request_cancel(self, job_id: UUID) -> None:
         """End a job that no worker holds; ask the worker of a running one to end it."""
         # Locked first, or it could change hands between two of these statements and be left out by both.
-        locked = select(JobRow.state).where(JobRow.id == job_id).with_for_update()
-        state = self._session.scalar(locked)
-        if state == JobState.RUNNING.value:
+        locked = select(JobRow.state, JobRow.worker).where(JobRow.id == job_id).with_for_update()
+        state, worker = self._session.execute(locked).one_or_none() or (None, None)
+        # A worker that is not ours cannot be asked; what it reports later changes nothing.
+        if state == JobState.RUNNING.value and not (worker or "").startswith(OUTSIDE):
             self._session.execute(update(JobRow).where(JobRow.id == job_id).values(cancel_requested=True))
         elif self._move(JobState.CANCELLED, JobRow.id == job_id, **_failed(CANCELLED)) and state == JobState.WAITING:
             self.changes.pop()  # a rank that had not its turn yet is left out of its chain, which goes on

@@ -259,3 +259,14 @@ def test_a_worker_that_is_not_ours_reports(bench: Workbench, orchestrator: Orche
     assert outside.end_learn(second.id, None)
     assert chain(bench, algo)[1].state is JobState.FAILED
     assert orchestrator.submission(algo).stalled
+
+
+def test_a_job_of_a_worker_that_is_not_ours_is_cancelled_at_once(bench: Workbench, orchestrator: Orchestrator) -> None:
+    problem = make_problem(bench)
+    add_data(bench, problem, b"a:1")
+    algo, _ = add_algo(bench, problem)
+    (job,) = chain(bench, algo)
+    assert bench.resources.outside_workers.start(JobKind.LEARN, job.id, "go-worker")
+    assert bench.resources.jobs.cancel(job.id).state is JobState.CANCELLED
+    assert not bench.resources.outside_workers.end_learn(job.id, None)
+    assert orchestrator.submission(algo).stalled

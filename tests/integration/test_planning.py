@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sqlalchemy import update
 
 from morpheo.artifacts import Upload
-from morpheo.challenges import Problem
+from morpheo.challenges import OUTSIDE, Problem
 from morpheo.errors import Conflict, InvalidInput, NotFound
 from morpheo.models import (
     ArtifactKind,
@@ -174,13 +174,14 @@ class Planning(RuleBasedStateMachine):
     @rule(which=anything)
     def cancel(self, which: int) -> None:
         job = pick(list(self.before.values()), which)
-        if job.state is JobState.QUEUED:
+        outside = job.state is JobState.RUNNING and (job.worker or "").startswith(OUTSIDE)
+        if job.state is JobState.QUEUED or outside:
             self.chains[learn(job).algo].stalled = True
         after = self.bench.resources.jobs.cancel(job.id)
-        if job.state is JobState.RUNNING:
-            assert after.cancel_requested
-        elif job.state in (JobState.WAITING, JobState.QUEUED):
+        if outside or job.state in (JobState.WAITING, JobState.QUEUED):
             assert after.state is JobState.CANCELLED
+        elif job.state is JobState.RUNNING:
+            assert after.cancel_requested
         else:
             assert after.state is job.state
 
