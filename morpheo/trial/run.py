@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -90,6 +90,8 @@ def run_trial(
         with bench.cleared(keep_algo=keep_algo), ThreadPoolExecutor(1) as pool:
             ended = pool.submit(bench.run, inputs)
             try:
+                while not ended.done():  # a signal that another thread was given does not wake a wait without end
+                    wait([ended], timeout=_HEARTBEAT_S)
                 trial = ended.result()
             except BaseException:  # Ctrl-C: the job is told to stop, as a worker's is, and removes its container
                 bench.stop()
