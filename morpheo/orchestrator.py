@@ -97,6 +97,8 @@ class Orchestrator:
         self._database = database
         #: By problem, the last leaderboard and the state that it is of.
         self._leaderboards: dict[UUID, tuple[tuple[int, int], Leaderboard]] = {}
+        #: By problem and job, the scores of test files that it was made from; they never change.
+        self._test_perf: dict[UUID, dict[UUID, dict[str, float]]] = {}
 
     def register_problem(self, problem: Problem) -> Problem:
         """
@@ -259,9 +261,11 @@ class Orchestrator:
             chains = work.leaderboard.chains(problem_id)
             best = [(chain, chain.best(higher_is_better=problem.higher_is_better)) for chain in chains]
             jobs = [UUID(chain.jobs[position]) for chain, position in best if position is not None]
-            test_perf = work.leaderboard.test_perf(jobs)
+            read = self._test_perf.get(problem_id, {})
+            read = {**read, **work.leaderboard.test_perf([job for job in jobs if job not in read])}
+            test_perf = {job: read[job] for job in jobs}
         board = make_leaderboard(problem, chains, test_perf)
-        self._leaderboards[problem_id] = state, board
+        self._leaderboards[problem_id], self._test_perf[problem_id] = (state, board), test_perf
         return board
 
     def submission(self, algo: UUID) -> Submission:

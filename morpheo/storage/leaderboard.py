@@ -42,7 +42,7 @@ class LeaderboardRepository:
             .order_by(JobRow.rank)
         )
         found: dict[str, tuple[list[Any], list[Any], list[Any], list[Any]]] = {}
-        for algo, job, rank, train_files, perf in self._session.connection().execute(trained):
+        for algo, job, rank, train_files, perf in self._session.connection().execute(trained).all():
             jobs, ranks, files, scores = found.get(algo) or found.setdefault(algo, ([], [], [], []))
             jobs.append(job)
             ranks.append(rank)
@@ -54,7 +54,7 @@ class LeaderboardRepository:
             .where(SubmissionRow.problem_id == problem)
             .order_by(SubmissionRow.created_at, SubmissionRow.algo_id)
         )
-        return [_chain(algo, name, chains.get(algo)) for algo, name in self._session.execute(submissions)]
+        return [_chain(algo, name, chains.get(algo)) for algo, name in self._session.connection().execute(submissions)]
 
     def state(self, problem: UUID) -> tuple[int, int]:
         """Return how many algos and trained ranks a problem has: its leaderboard is the same until these change."""
