@@ -10,16 +10,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import click
 from rich.markup import escape
 from rich.status import Status
 
 from morpheo.cli.common import EXIT_JOB_FAILED, err, json_option, out, print_json, storage_client
-from morpheo.client import OrchestratorClient
+from morpheo.cli.find import find_problem
 from morpheo.config import MIB, Settings
-from morpheo.errors import InvalidInput
+from morpheo.errors import ApiUnavailable, NotFound
 from morpheo.models import ArtifactKind, Blame
 from morpheo.trial.findings import Check, JobFailure, Report, State
 from morpheo.trial.home import Home, default_home
@@ -56,7 +55,12 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command("try")
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, path_type=Path))
-@click.option("--problem", required=True, metavar="P", help="Id at the orchestrator, or a problem's folder or .tar.gz.")
+@click.option(
+    "--problem",
+    required=True,
+    metavar="P",
+    help="Id, beginning of an id, or name of a registered problem, or a folder or .tar.gz.",
+)
 @click.option("--train", type=_FILE, multiple=True, help="Train on this file instead of the sample's; repeat.")
 @click.option("--test", type=_FILE, multiple=True, help="Test on this file instead of the sample's; repeat.")
 @click.option("--memory", type=SizeType(), help="Memory of a container, such as 512M; MORPHEO_MEMORY_BYTES by default.")
@@ -91,7 +95,7 @@ def try_algo(
     logging.getLogger("morpheo").setLevel(logging.CRITICAL)
     given = {"memory_bytes": memory, "cpus": cpus, "learn_timeout_s": timeout, "predict_timeout_s": timeout}
     settings = Settings.from_env().model_copy(update={name: value for name, value in given.items() if value})
-    with _local_problem(problem, settings) as archive, Status("starting", console=err) as status:
+    with _local_problem(problem) as archive, Status("starting", console=err) as status:
         report = run_trial(
             Inputs(algo=folder, problem=archive, train=train, test=test),
             settings,
@@ -108,21 +112,15 @@ def try_algo(
 
 
 @contextlib.contextmanager
-def _local_problem(problem: str, settings: Settings) -> Iterator[Path]:
-    """Give a problem's folder or archive, downloaded if it is an id."""
+def _local_problem(problem: str) -> Iterator[Path]:
+    """Give a problem's folder or archive, downloaded if it is registered."""
     if Path(problem).exists():
         yield Path(problem)
         return
     try:
-        problem_id = UUID(problem)
-    except ValueError:
-        raise InvalidInput(f"--problem {problem}: neither a folder, nor a .tar.gz, nor the id of a problem") from None
-    orchestrator = OrchestratorClient(
-        settings.orchestrator_url or "http://127.0.0.1:8083",
-        user=settings.user,
-        password=settings.password.get_secret_value(),
-    )
-    workflow = orchestrator.problem(problem_id).workflow
+        workflow = find_problem(problem).workflow
+    except (ApiUnavailable, NotFound) as exc:
+        raise type(exc)(f"{problem} is no folder and no .tar.gz here, and as a registered problem: {exc}") from exc
     with tempfile.TemporaryDirectory(prefix="morpheo-try-") as folder:
         archive = Path(folder) / "problem.tar.gz"
         storage_client().download(ArtifactKind.PROBLEM, workflow, archive)

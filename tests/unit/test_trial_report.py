@@ -16,6 +16,7 @@ from morpheo.cli import morpheo
 from morpheo.cli import trial as command
 from morpheo.cli.common import EXIT_JOB_FAILED
 from morpheo.config import Settings
+from morpheo.errors import NotFound
 from morpheo.models import Blame, Cause
 from morpheo.trial.findings import Check, JobFailure, Report, State
 from morpheo.trial.limits import network_use
@@ -145,9 +146,14 @@ def test_what_is_no_size_is_refused(desk: Desk, given: str, complaint: str) -> N
     assert complaint in " ".join(desk.run(f"--memory={given}", status=2).split())
 
 
-def test_a_problem_that_is_nowhere_is_refused(desk: Desk) -> None:
+def test_a_problem_that_is_nowhere_is_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_problem(_given: str) -> None:
+        raise NotFound("no problem is called 'nowhere'")
+
+    monkeypatch.setattr("morpheo.cli.trial.find_problem", find_problem)
     result = CliRunner().invoke(morpheo, ["try", str(desk.folder / "algo"), "--problem", "nowhere"])
-    assert "neither a folder, nor a .tar.gz, nor the id of a problem" in str(result.exception)
+    assert "nowhere is no folder and no .tar.gz here" in str(result.exception)
+    assert "no problem is called 'nowhere'" in str(result.exception)
     assert desk.given == []
 
 
