@@ -180,13 +180,14 @@ def _run(settings: Settings, ports: Ports, *, redis_password: str, reload: bool,
         manager.add_process(name, shlex.join(command), env=environment)
     urls = {name: f"http://{HOST}:{port}" for name, port in asdict(ports).items() if name != "redis"}
     signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))  # the manager knows SIGTERM
-    threading.Thread(target=_announce, args=(urls, ready_file), daemon=True).start()
+    engine = settings.engine_url
+    threading.Thread(target=_announce, args=(urls, engine, ready_file), daemon=True).start()
     manager.loop()
     # Stopped by Ctrl-C or SIGTERM is what `dev` is for, not a failure.
     return 0 if manager.returncode in (130, 143) else int(manager.returncode or 0)
 
 
-def _announce(urls: dict[str, str], ready_file: Path | None) -> None:
+def _announce(urls: dict[str, str], engine: str, ready_file: Path | None) -> None:
     health = {
         **{name: f"{urls[name]}/health" for name in ("compute", "storage", "orchestrator")},
         "flower": f"{urls['flower']}/healthcheck",
@@ -201,6 +202,7 @@ def _announce(urls: dict[str, str], ready_file: Path | None) -> None:
     table = Table("service", "address", title="Morpheo is running; stop it with Ctrl-C")
     for name, url in urls.items():
         table.add_row(name, url)
+    table.add_row("DOCKER_HOST", engine)
     err.print(table)
     if ready_file is not None:
         temporary = ready_file.with_suffix(".tmp")

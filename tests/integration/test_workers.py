@@ -119,15 +119,15 @@ def test_a_node_that_is_killed_ends_the_worker_and_its_job_is_done_elsewhere(sit
         ("MORPHEO_BROKER_URL", "redis://127.0.0.1:9/0", "no broker answers at redis://:**@127.0.0.1:9/0"),
         ("MORPHEO_BROKER_URL", "amqp://u:hunter2@127.0.0.1:9//", "no broker answers at amqp://u:**@127.0.0.1:9//"),
         ("MORPHEO_DATABASE_URL", "sqlite:////nowhere/x.db", "database"),
-        ("MORPHEO_DATABASE_URL", "sqlite:///empty.db", "morpheo migrate"),
+        ("MORPHEO_DATABASE_URL", "sqlite:///{folder}/empty.db", "morpheo migrate"),
         ("MORPHEO_S3_ENDPOINT", "127.0.0.1:9", "MORPHEO_S3_ENDPOINT"),
         ("MORPHEO_DOCKER_HOST", "unix:///nowhere.sock", "MORPHEO_DOCKER_HOST"),
     ],
 )
 def test_what_a_worker_needs_and_does_not_reach_is_said_in_one_line(
-    site: Site, variable: str, value: str, words: str
+    site: Site, tmp_path: Path, variable: str, value: str, words: str
 ) -> None:
-    site.environment[variable] = value
+    site.environment[variable] = value.format(folder=tmp_path)
     error = site.cli("worker", status=EXIT_UNAVAILABLE)
     assert words in error
     assert error.count("\n") == 1
