@@ -64,6 +64,8 @@ def check_result(result: StepResult, step: StepName, blame: Blame, *, timeout_s:
     Raises:
         JobFailed: it did not.
     """
+    # What a problem's program prints may be the truth, and a failure is shown to the submitter.
+    said = last_lines(result.log) if blame is Blame.SUBMITTER else ". Its log is kept for the custodian"
     if result.start_error is not None:
         message = f"the {step} container could not be started: {result.start_error}; check the image's ENTRYPOINT"
         raise failed(Cause.BAD_IMAGE, blame, message, step)
@@ -71,8 +73,7 @@ def check_result(result: StepResult, step: StepName, blame: Blame, *, timeout_s:
         raise failed(
             Cause.TIME_LIMIT,
             blame,
-            f"{step} ran longer than {timeout_s:g} s and was stopped; make it faster, or ask for a longer limit"
-            + last_lines(result.log),
+            f"{step} ran longer than {timeout_s:g} s and was stopped; make it faster, or ask for a longer limit" + said,
             step,
         )
     if result.exit_code == 0:
@@ -82,16 +83,14 @@ def check_result(result: StepResult, step: StepName, blame: Blame, *, timeout_s:
             Cause.OUT_OF_MEMORY,
             blame,
             f"{step} used all of its {memory_bytes // _MIB} MiB of memory and was stopped; "
-            "use smaller batches, or ask for a higher limit" + last_lines(result.log),
+            "use smaller batches, or ask for a higher limit" + said,
             step,
         )
     if result.exit_code == _EXIT_FILE_SIZE:
         message = f"{step} wrote a file larger than the limit and was stopped; write less"
-        raise failed(Cause.OUTPUT_LIMIT, blame, message + last_lines(result.log), step)
+        raise failed(Cause.OUTPUT_LIMIT, blame, message + said, step)
     hint = "; its ENTRYPOINT cannot be run" if result.exit_code in (126, 127) else ""
-    raise failed(
-        Cause.EXIT_CODE, blame, f"{step} ended with exit code {result.exit_code}{hint}" + last_lines(result.log), step
-    )
+    raise failed(Cause.EXIT_CODE, blame, f"{step} ended with exit code {result.exit_code}{hint}" + said, step)
 
 
 def last_lines(log: bytes) -> str:

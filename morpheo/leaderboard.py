@@ -24,7 +24,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from morpheo.bootstrap import Scores, intervals, wins
+from morpheo.bootstrap import MIN_FILES, Scores, intervals, wins
 from morpheo.challenges import Problem
 from morpheo.standings import Chain, Entry, Leaderboard, LearningCurve, Spread
 
@@ -142,7 +142,7 @@ def _describe(scores: Scores) -> list[tuple[float | None, tuple[float, float] | 
     complete = _complete(scores)
     rows = scores[complete]
     ends: list[tuple[float, float] | None] = [None] * len(rows)
-    if scores.shape[1] > 1:
+    if scores.shape[1] >= MIN_FILES:
         low, high = map(_shown, intervals(rows).T)
         ends = list(zip(low, high, strict=True))
     whole = zip(_shown(rows.mean(axis=1)), ends, _spreads(rows), strict=True)

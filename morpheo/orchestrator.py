@@ -190,11 +190,14 @@ class Orchestrator:
 
         Raises:
             NotFound: there is no such problem, or it has no model yet.
-            InvalidInput: storage does not have the data, or the model.
+            InvalidInput: storage does not have the data, or the model; or the data is test data of a problem.
         """
         with self._database.begin() as work:
             problem = work.challenges.problem(problem_id)
             check_stored(work, "data", ArtifactKind.DATA, [data])
+            if any(data in other.test_data for other in work.challenges.problems()):
+                # A predict job gets the file as it was uploaded, and what it writes is published.
+                raise InvalidInput(f"data: {data} is test data, whose targets are hidden", field="data")
             best = None if model else work.chains.best(problem)
             if not (model or best):
                 raise NotFound(f"problem {problem_id} has no trained model yet")

@@ -39,6 +39,9 @@ LONGEST_TROUBLE_S = 300.0
 _TRY_AGAIN = (
     HTTPStatus.UNAUTHORIZED,
     HTTPStatus.FORBIDDEN,
+    # No answer of an orchestrator to a report, but of what stands before it, or of a wrong address.
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.METHOD_NOT_ALLOWED,
     HTTPStatus.REQUEST_TIMEOUT,
     HTTPStatus.TOO_MANY_REQUESTS,
 )
@@ -128,7 +131,13 @@ class Reporter:
         """Send a report; return after how many seconds to send it again, or None: it was answered for good."""
         words = {"job": str(report.job), "path": report.path}
         try:
-            self._orchestrator.request("POST", report.path, json=report.body, timeout=TIMEOUT)
+            answer = self._orchestrator.request(
+                "POST", report.path, json=report.body, timeout=TIMEOUT, allow_redirects=False
+            )
+            if (
+                answer.status_code >= HTTPStatus.MULTIPLE_CHOICES
+            ):  # to a page that asks for a password, or to https: as a GET
+                raise ApiError("it sent the report elsewhere; correct MORPHEO_ORCHESTRATOR_URL", status=502)
         except ApiUnavailable as exc:
             logger.warning("report put off: %s", exc, extra=words)
             return _delay_s(report.tries, longest_s=LONGEST_SILENCE_S)

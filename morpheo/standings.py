@@ -72,7 +72,7 @@ class Entry:
     rank: int | None = None
     #: Of the scores of all test files; None if it lacks one.
     mean: float | None = None
-    #: 95 % bootstrap interval of `mean`; None if it lacks a score, or if there is only one file.
+    #: 95 % bootstrap interval of `mean`; None if it lacks a score, or if there are fewer than 6 files.
     interval: tuple[float, float] | None = None
     #: None if it has no scores of single files.
     spread: Spread | None = None

@@ -139,6 +139,7 @@ def job_document(job: Job) -> Document:
         "workflow": str(spec.workflow),
         "worker": job.worker and job.worker.removeprefix(OUTSIDE),
         "status": job.state.wire,
+        "state": job.state.value,
         "timestamp_done": None if job.ended_at is None else int(job.ended_at.timestamp()),
         "failure": None if job.failure is None else _FAILURE.dump(job.failure),
     }

@@ -80,7 +80,7 @@ class EntrySchema(ma.Schema):
     interval = ma.fields.List(
         ma.fields.Float(),
         allow_none=True,
-        metadata={"description": "95 % bootstrap interval of the mean; null also if there is only one test file"},
+        metadata={"description": "95 % bootstrap interval of the mean; null also if there are fewer than 6 test files"},
     )
     spread = ma.fields.Nested(SpreadSchema, allow_none=True)
     curve = ma.fields.Nested(LearningCurveSchema)

@@ -17,7 +17,7 @@ from morpheo.cli.jobs import describe
 from morpheo.cli.waiting import wait_until
 from morpheo.client import Learnuplet
 from morpheo.errors import MorpheoError
-from morpheo.models import Cause, Failure, Job, JobKind, JobState
+from morpheo.models import Failure, Job, JobKind, JobState
 
 #: Lines of a terminal that are not for ranks: head, frame, and the line of the cursor.
 _FRAME = 6
@@ -35,6 +35,8 @@ class Rank:
     perf: float | None
     model: UUID
     failure: Failure | None
+    #: Seconds since the epoch; 0 before its end.
+    ended_at: float = 0.0
     #: What the job does now, and how long it took; only the compute API knows.
     doing: str = ""
     seconds: float | None = None
@@ -67,9 +69,9 @@ class Chain:
 
     @property
     def stopped_at(self) -> Rank | None:
-        """The rank that a stalled chain waits for somebody to retry: the last one that ended without a model."""
+        """The rank that a stalled chain waits for somebody to retry: the one that ended without a model latest."""
         ended = [rank for rank in self.ranks if rank.is_over and rank.state != "done"]
-        return ended[-1] if ended and self.stalled else None
+        return max(ended, key=lambda rank: (rank.ended_at, rank.number)) if ended and self.stalled else None
 
     def best(self, problem: Problem) -> Rank | None:
         """Return the rank with the best score; of equals, the first one."""
@@ -91,13 +93,15 @@ def make_chain(learnuplets: Iterable[Learnuplet], *, stalled: bool) -> Chain:
 
 
 def _to_rank(item: Learnuplet) -> Rank:
-    # A rank is told which model to start from when it is released.
-    words = {"todo": "queued" if item.model_start else "waiting", "pending": "running"}
-    state = words.get(item.status, item.status)
-    if item.failure is not None and item.failure.cause is Cause.CANCELLED:
-        state = "cancelled"
+    state = "done" if item.state == JobState.SUCCEEDED else item.state
     return Rank(
-        number=item.rank, job=item.uuid, state=state, perf=item.perf, model=item.model_end, failure=item.failure
+        number=item.rank,
+        job=item.uuid,
+        state=state,
+        perf=item.perf,
+        model=item.model_end,
+        failure=item.failure,
+        ended_at=item.timestamp_done.timestamp() if item.timestamp_done else 0.0,
     )
 
 

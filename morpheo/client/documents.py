@@ -9,7 +9,7 @@ from typing import Any, Self
 from uuid import UUID
 
 from morpheo.challenges import Dataset, Problem, Submission
-from morpheo.models import Blame, Cause, Failure, StepName
+from morpheo.models import Blame, Cause, Failure, JobState, StepName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +21,15 @@ class Learnuplet:
     #: Storage id of the problem's archive.
     workflow: UUID
     algo: UUID
-    #: None until its turn comes; the algo's id for rank 0, which starts from nothing.
+    #: The algo's id for rank 0, which starts from nothing; None until its turn comes, and if there was no model then.
     model_start: UUID | None
     model_end: UUID
     train_data: tuple[UUID, ...]
     test_data: tuple[UUID, ...]
     #: ``todo``, ``pending``, ``done`` or ``failed``.
     status: str
+    #: More exactly; a guess if the service is one of 2017.
+    state: JobState
     rank: int
     worker: str | None
     perf: float | None
@@ -52,6 +54,7 @@ class Learnuplet:
             train_data=tuple(map(UUID, document["train_data"])),
             test_data=tuple(map(UUID, document["test_data"])),
             status=document["status"],
+            state=_state(document),
             rank=document["rank"],
             worker=document["worker"],
             perf=document["perf"],
@@ -61,6 +64,14 @@ class Learnuplet:
             timestamp_done=_optional_time(document["timestamp_done"]),
             failure=_failure(document.get("failure")),
         )
+
+
+def _state(document: dict[str, Any]) -> JobState:
+    if "state" in document:
+        return JobState(document["state"])
+    todo = JobState.QUEUED if document["model_start"] else JobState.WAITING
+    states = {"todo": todo, "pending": JobState.RUNNING, "done": JobState.SUCCEEDED, "failed": JobState.FAILED}
+    return states[document["status"]]
 
 
 @dataclass(frozen=True, kw_only=True)

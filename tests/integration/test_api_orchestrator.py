@@ -455,6 +455,7 @@ def test_a_learnuplet_looks_as_it_did_in_2017(challenge: Challenge) -> None:
         "train_perf": None,
         "test_perf": None,
         "status": "todo",
+        "state": "queued",
         "rank": 0,
         "timestamp_creation": first["timestamp_creation"],
         "timestamp_done": None,
@@ -535,7 +536,7 @@ def test_a_filter_on_anything_else_gives_an_empty_list(challenge: Challenge, col
     challenge.add_data()
     uplet = challenge.chain(challenge.add_algo())[0]
     challenge.done(uplet)
-    challenge.service.post("/prediction", json={"data": challenge.test[0], "problem": challenge.id})
+    challenge.service.post("/prediction", json={"data": challenge.stored(ArtifactKind.DATA), "problem": challenge.id})
     assert challenge.service.get(f"/{collection}").json[f"{collection}s"] != []
     unknown = ("$where=1", "colour=red", "_id=1", "uuid[$ne]=x", "=", "__class__=x")
     no_text = ("rank=0", "perf=", "worker=null", "failure=", "stalled=false", "size_train_dataset=1")
@@ -554,7 +555,7 @@ def test_a_worker_takes_a_learnuplet_once(challenge: Challenge) -> None:
     answer = challenge.service.post(path, json={"worker": "a worker of 2017"})
     assert (answer.status_code, answer.json) == (200, {"learnuplet_worker_set": first["uuid"]})
     now = challenge.service.get(f"/learnuplet/{first['uuid']}").json
-    assert now == {**first, "status": "pending", "worker": "a worker of 2017"}
+    assert now == {**first, "status": "pending", "state": "running", "worker": "a worker of 2017"}
     assert uuids(challenge.service, "/learnuplet?status=pending&worker=a+worker+of+2017") == [first["uuid"]]
     for name in (first["uuid"], second["uuid"], UNKNOWN, "x"):
         refused = challenge.service.post(f"/worker/learnuplet/{name}", json={"worker": "w"})
@@ -729,6 +730,7 @@ def test_a_prediction_is_answered_with_its_preduplet(trained: Challenge) -> None
             "model": best,
             "data": data,
             "status": "todo",
+            "state": "queued",
             "worker": None,
             "timestamp_request": document["timestamp_request"],
             "timestamp_done": None,
@@ -744,11 +746,14 @@ def test_a_prediction_is_answered_with_its_preduplet(trained: Challenge) -> None
 
 
 def test_a_worker_of_2017_does_a_prediction(trained: Challenge) -> None:
-    ordered = trained.service.post("/prediction", json={"data": trained.test[0], "problem": trained.id}).json
+    ordered = trained.service.post(
+        "/prediction", json={"data": trained.stored(ArtifactKind.DATA), "problem": trained.id}
+    ).json
     name = ordered["uuid"]
     answer = trained.service.post(f"/worker/preduplet/{name}", json={"worker": NIL})
     assert (answer.status_code, answer.json) == (200, {"preduplet_worker_set": name})
-    assert trained.service.get(f"/preduplet/{name}").json == {**ordered, "status": "pending", "worker": NIL}
+    running = {"status": "pending", "state": "running", "worker": NIL}
+    assert trained.service.get(f"/preduplet/{name}").json == {**ordered, **running}
     body = {"status": "done", "prediction_storage_uuid": UNKNOWN}
     refused = trained.service.post(f"/preddone/{name}", json=body)
     assert error(refused) == f"prediction_storage_uuid: prediction {UNKNOWN} not found in storage"
@@ -763,7 +768,9 @@ def test_a_worker_of_2017_does_a_prediction(trained: Challenge) -> None:
 
 
 def test_a_prediction_that_failed_can_be_retried(trained: Challenge) -> None:
-    ordered = trained.service.post("/prediction", json={"data": trained.test[0], "problem": trained.id}).json
+    ordered = trained.service.post(
+        "/prediction", json={"data": trained.stored(ArtifactKind.DATA), "problem": trained.id}
+    ).json
     answer = trained.service.post(f"/preddone/{ordered['uuid']}", json={"status": "failed"})
     assert (answer.status_code, answer.json) == (200, {"updated_preduplet": ordered["uuid"]})
     assert trained.service.get(f"/preduplet/{ordered['uuid']}").json["failure"]["cause"] == "INTERNAL_ERROR"
@@ -793,7 +800,9 @@ def test_a_prediction_is_of_one_uuid(trained: Challenge, data: object) -> None:
     ],
 )
 def test_a_prediction_that_cannot_be_is_refused(trained: Challenge, changes: dict[str, Any], message: str) -> None:
-    answer = trained.service.post("/prediction", json={"data": trained.test[0], "problem": trained.id, **changes})
+    answer = trained.service.post(
+        "/prediction", json={"data": trained.stored(ArtifactKind.DATA), "problem": trained.id, **changes}
+    )
     assert error(answer).startswith(message)
     assert trained.service.get("/preduplet").json == {"preduplets": []}
 
@@ -801,7 +810,9 @@ def test_a_prediction_that_cannot_be_is_refused(trained: Challenge, changes: dic
 def test_a_prediction_needs_a_trained_model(challenge: Challenge) -> None:
     challenge.add_data()
     challenge.add_algo()
-    answer = challenge.service.post("/prediction", json={"data": challenge.test[0], "problem": challenge.id})
+    answer = challenge.service.post(
+        "/prediction", json={"data": challenge.stored(ArtifactKind.DATA), "problem": challenge.id}
+    )
     assert error(answer) == "no problem or trained model"
     assert answer.json["detail"] == f"problem {challenge.id} has no trained model yet"
 

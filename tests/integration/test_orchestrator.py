@@ -164,7 +164,8 @@ def test_lower_can_be_better(bench: Workbench, orchestrator: Orchestrator) -> No
     jobs = chain(bench, algo)
     assert [job.scores and job.scores.perf for job in jobs][:2] == [0.0, 1.0]
     assert spec(jobs[2]).model_start == spec(jobs[0]).model_end
-    predicted = orchestrator.order_prediction(data=problem.test_data[0], problem_id=problem.id)
+    new = bench.store(ArtifactKind.DATA, b"a")
+    predicted = orchestrator.order_prediction(data=new, problem_id=problem.id)
     assert isinstance(predicted.spec, PredictSpec)
     assert predicted.spec.model == spec(jobs[0]).model_end
 
@@ -179,6 +180,8 @@ def test_ranks_of_one_algo_may_run_at_once_if_the_problem_says_so(bench: Workben
 def test_a_prediction_uses_the_best_model_or_a_named_one(bench: Workbench, orchestrator: Orchestrator) -> None:
     problem = make_problem(bench)
     with pytest.raises(NotFound, match="no trained model yet"):
+        orchestrator.order_prediction(data=bench.store(ArtifactKind.DATA, b"a"), problem_id=problem.id)
+    with pytest.raises(InvalidInput, match="is test data, whose targets are hidden"):
         orchestrator.order_prediction(data=problem.test_data[0], problem_id=problem.id)
     add_data(bench, problem, b"a:1", b"c:3", b"c:0")
     algo, _ = add_algo(bench, problem)

@@ -116,8 +116,9 @@ def test_a_chain_a_failure_a_retry_and_a_prediction(
         client.retry(second.uuid)
     assert caught.value.status == CONFLICT
 
-    ordered = client.predict(problem.test_data[0], problem=problem.id)
-    assert (ordered.model, ordered.data, ordered.status) == (first.model_end, problem.test_data[0], "todo")
+    (new,) = data(storage, 1)
+    ordered = client.predict(new, problem=problem.id)
+    assert (ordered.model, ordered.data, ordered.status) == (first.model_end, new, "todo")
     client.report_prediction(ordered.uuid, None)
     failed_prediction = client.preduplet(ordered.uuid)
     assert (failed_prediction.status, failed_prediction.failure and failed_prediction.failure.cause) == (
@@ -140,8 +141,9 @@ def test_a_model_may_be_named(storage: StorageClient, client: OrchestratorClient
     for rank, perf in enumerate((0.25, 0.5)):
         do(storage, client, client.learnuplets(algo=algo)[rank], perf)
     better, worse = (uplet.model_end for uplet in client.learnuplets(algo=algo))
-    assert client.predict(problem.test_data[0], problem=problem.id).model == better
-    assert client.predict(problem.test_data[0], problem=problem.id, model=worse).model == worse
+    (new,) = data(storage, 1)
+    assert client.predict(new, problem=problem.id).model == better
+    assert client.predict(new, problem=problem.id, model=worse).model == worse
 
 
 def test_errors_tell_status_and_what_is_wrong(

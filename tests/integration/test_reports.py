@@ -226,7 +226,7 @@ def test_a_refusal_that_may_end_is_tried_again(bench: Workbench, orchestrator: O
     assert orchestrator.paths(spec.id) == [start, start, end]
 
 
-@pytest.mark.parametrize("status", [400, 404, 409])
+@pytest.mark.parametrize("status", [400, 409])
 def test_a_refusal_for_good_is_an_answer(
     bench: Workbench, orchestrator: Orchestrator, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -202,9 +202,10 @@ def _no_detarget(container: FakeContainer) -> int:
     ("image", "program", "cause", "blame", "step", "words"),
     [
         ("algo", _exit(3), Cause.EXIT_CODE, Blame.SUBMITTER, StepName.TRAIN, "exit code 3"),
+        ("algo", _exit(3), Cause.EXIT_CODE, Blame.SUBMITTER, StepName.TRAIN, "last words"),
         ("algo", _exit(127), Cause.EXIT_CODE, Blame.SUBMITTER, StepName.TRAIN, "ENTRYPOINT"),
         ("algo", _exit(153), Cause.OUTPUT_LIMIT, Blame.SUBMITTER, StepName.TRAIN, "larger than the limit"),
-        ("problem", _exit(2), Cause.EXIT_CODE, Blame.PROBLEM, StepName.DETARGET, "last words"),
+        ("problem", _exit(2), Cause.EXIT_CODE, Blame.PROBLEM, StepName.DETARGET, "Its log is kept for the custodian"),
         ("problem", _no_detarget, Cause.MISSING_OUTPUT, Blame.PROBLEM, StepName.DETARGET, "wrote no file for"),
         ("algo", _forget("/data/model"), Cause.MISSING_OUTPUT, Blame.SUBMITTER, StepName.TRAIN, "no model"),
         ("algo", _forget("/data/test/pred"), Cause.MISSING_OUTPUT, Blame.SUBMITTER, StepName.TRAIN, "test/pred"),

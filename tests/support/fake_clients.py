@@ -13,7 +13,7 @@ from morpheo.challenges import Dataset, Problem, Submission
 from morpheo.client import Leaderboard, Learnuplet, Preduplet, StoredArtifact
 from morpheo.client.storage import Progress
 from morpheo.errors import ApiError, ApiUnavailable
-from morpheo.models import ArtifactKind, Job, JobKind
+from morpheo.models import ArtifactKind, Job, JobKind, JobState
 
 T = TypeVar("T")
 
@@ -30,6 +30,14 @@ def make_submission(problem: Problem, **changes: Any) -> Submission:
     return Submission(**{**values, **changes})
 
 
+_STATES = {
+    "todo": JobState.QUEUED,
+    "pending": JobState.RUNNING,
+    "done": JobState.SUCCEEDED,
+    "failed": JobState.FAILED,
+}
+
+
 def make_learnuplet(submission: Submission, rank: int, status: str = "todo", **changes: Any) -> Learnuplet:
     values: dict[str, Any] = {
         "uuid": uuid4(),
@@ -41,6 +49,7 @@ def make_learnuplet(submission: Submission, rank: int, status: str = "todo", **c
         "train_data": (),
         "test_data": (),
         "status": status,
+        "state": _STATES[status] if rank == 0 or status != "todo" else JobState.WAITING,
         "rank": rank,
         "worker": None,
         "perf": None,

@@ -480,14 +480,16 @@ def test_a_stalled_chain_is_over_when_nothing_of_it_runs() -> None:
     assert over.stopped_at
     assert over.stopped_at.job == failed.uuid
     assert not make_chain([failed, waits], stalled=False).is_over  # retried, or a cancelled rank that is left out
-    assert not make_chain([failed, replace(waits, model_start=uuid4())], stalled=True).is_over  # ordered before that
-    cancelled = replace(failed, failure=CANCELLED)
+    assert not make_chain([failed, replace(waits, state=JobState.QUEUED)], stalled=True).is_over  # ordered before that
+    cancelled = replace(failed, state=JobState.CANCELLED, failure=CANCELLED)
     assert make_chain([cancelled, waits], stalled=True).is_over
 
 
 def test_a_cancelled_rank_is_called_so_and_an_empty_chain_is_over() -> None:
     submission = make_submission(make_problem())
-    chain = make_chain([make_learnuplet(submission, 0, "failed", failure=CANCELLED)], stalled=False)
+    chain = make_chain(
+        [make_learnuplet(submission, 0, "failed", state=JobState.CANCELLED, failure=CANCELLED)], stalled=False
+    )
     assert [rank.state for rank in chain.ranks] == ["cancelled"]
     assert make_chain([], stalled=False).is_over
 
