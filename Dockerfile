@@ -16,7 +16,8 @@ ARG PIP_NO_INDEX
 RUN /tools/bin/pip install -q --require-hashes --find-links wheels -r wheels/requirements-build.txt && \
     /tools/bin/pip --python /opt/morpheo/bin/python install -q --no-compile --require-hashes --find-links wheels \
         -r wheels/requirements.txt && \
-    find /opt/morpheo/lib -path '*/numpy/*' -type d -name tests -prune -exec rm -r {} +
+    find /opt/morpheo/lib -path '*/numpy/*' \( -type d -name tests -o -name '*.pyi' -o -name '*.a' \) -prune \
+        -exec rm -r {} +
 COPY setup.cfg pyproject.toml README.md celeryconfig.py ./
 COPY morpheo morpheo
 # Compiled here, because the root file system of a service is read-only; by contents and not by time, so that two builds

@@ -101,6 +101,7 @@ class Planning(RuleBasedStateMachine):
 
     @initialize(higher=st.booleans(), parallel=st.integers(1, 3), algo_first=st.booleans())
     def begin(self, higher: bool, parallel: int, algo_first: bool) -> None:
+        self.unlabelled = self.bench.store(ArtifactKind.DATA, b"new")
         self.pool = [self.bench.store(ArtifactKind.DATA, b"x:1") for _ in range(12)]
         self.workflow = self.bench.store(ArtifactKind.PROBLEM, PROBLEM, name="p", description="p")
         self.add_problem([0], 1, higher, parallel)
@@ -207,10 +208,10 @@ class Planning(RuleBasedStateMachine):
         done = [item for found in self.chains.values() if found.problem == problem for item in found.done.values()]
         if not done:
             with pytest.raises(NotFound):
-                self.orchestrator.order_prediction(data=self.pool[0], problem_id=problem.id)
+                self.orchestrator.order_prediction(data=self.unlabelled, problem_id=problem.id)
             return
         best = (max if problem.higher_is_better else min)(perf for perf, _ in done)
-        job = self.orchestrator.order_prediction(data=self.pool[0], problem_id=problem.id)
+        job = self.orchestrator.order_prediction(data=self.unlabelled, problem_id=problem.id)
         assert isinstance(job.spec, PredictSpec)
         assert job.spec.model in {model for perf, model in done if perf == best}
 
