@@ -29,7 +29,8 @@ HELD = "import os, time\nwhile not os.path.isdir('/data/train/go'): time.sleep(0
 
 _SUBMIT = """
 import json
-from morpheo.models import JobKind, spec_from_dict
+from morpheo.models import JobKind
+from morpheo.specs import spec_from_dict
 from morpheo.tasks import process_resources
 process_resources().jobs.submit(spec_from_dict(JobKind.LEARN, json.loads(input())))
 """
