@@ -168,7 +168,7 @@ def test_a_problem_that_is_nowhere_is_refused(desk: Desk, monkeypatch: pytest.Mo
         "curl: (6) Could not resolve host: example.org",
         "requests.exceptions.ConnectTimeout: HTTPSConnectionPool(host='example.org', port=443)",
         "fatal: unable to access 'https://example.org/x.git/': ...",
-        "ERROR: Could not fetch URL https://pypi.org/simple/numpy/: connection error",
+        "ERROR: Could not fetch URL https://packages.example/simple/numpy/: connection error",
     ],
 )
 def test_what_programs_say_without_a_network_is_known(line: str) -> None:
