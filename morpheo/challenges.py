@@ -57,17 +57,6 @@ class Dataset:
     created_at: datetime
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainedRank:
-    """A rank of a chain that ended with a model."""
-
-    job: UUID
-    algo: UUID
-    rank: int
-    model: UUID
-    perf: float
-
-
 def batches(data: Sequence[UUID], *, held_out: Collection[UUID], size: int) -> list[tuple[UUID, ...]]:
     """
     Cut data into mini-batches, in the order given.

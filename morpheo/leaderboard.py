@@ -57,22 +57,10 @@ def make_leaderboard(
     # By id, so that the order in which files were listed does not decide which of them are drawn.
     files = sorted(map(str, problem.test_data))
     scores = _matrix(files, [test_perf.get(UUID(chains[row].jobs[best[row]]), {}) for row in order])
-    described = zip(order, places, _ranges(sign * scores, places), _describe(scores), strict=True)
+    described = zip(_ranges(sign * scores, places), _describe(scores), strict=True)
     entries = [
-        Entry(
-            algo=chains[row].algo,
-            name=chains[row].name,
-            trainings=len(chains[row].ranks),
-            curve=curves[row],
-            place=place,
-            range=span,
-            perf=curves[row].perf[best[row]],
-            rank=chains[row].ranks[best[row]],
-            mean=mean,
-            interval=interval,
-            spread=spread,
-        )
-        for row, place, span, (mean, interval, spread) in described
+        _entry(chains[row], curves[row], best[row], place, span, description)
+        for row, place, (span, description) in zip(order, places, described, strict=True)
     ]
     entries += [Entry(algo=chain.algo, name=chain.name) for row, chain in enumerate(chains) if row not in best]
     return Leaderboard(
@@ -80,6 +68,30 @@ def make_leaderboard(
         higher_is_better=problem.higher_is_better,
         test_files=len(problem.test_data),
         entries=tuple(entries),
+    )
+
+
+def _entry(
+    chain: Chain,
+    curve: LearningCurve,
+    best: int,
+    place: int,
+    span: tuple[int, int],
+    description: tuple[float | None, tuple[float, float] | None, Spread | None],
+) -> Entry:
+    mean, interval, spread = description
+    return Entry(
+        algo=chain.algo,
+        name=chain.name,
+        trainings=len(chain.ranks),
+        curve=curve,
+        place=place,
+        range=span,
+        perf=curve.perf[best],
+        rank=chain.ranks[best],
+        mean=mean,
+        interval=interval,
+        spread=spread,
     )
 
 

@@ -54,10 +54,10 @@ def _release(work: UnitOfWork, problem: Problem, submissions: Iterable[Submissio
     for submission in submissions:
         free = 0 if submission.stalled else problem.parallel_ranks - active.get(submission.algo, 0)
         while free > 0 and (specs := work.chains.next_waiting(submission.algo, limit=free)):
-            best = work.chains.best(problem, algo=submission.algo)
+            best = work.chains.best_model(problem, algo=submission.algo)
             for spec in specs:
                 # Rank 0 starts from nothing; clients of 2017 expect the algo's id there.
-                start = spec.algo if spec.rank == 0 else best.model if best else None
+                start = spec.algo if spec.rank == 0 else best
                 free -= work.jobs.release(replace(spec, model_start=start))  # not if it was cancelled just now
 
 
@@ -198,10 +198,9 @@ class Orchestrator:
             if any(data in other.test_data for other in work.challenges.problems()):
                 # A predict job gets the file as it was uploaded, and what it writes is published.
                 raise InvalidInput(f"data: {data} is test data, whose targets are hidden", field="data")
-            best = None if model else work.chains.best(problem)
-            if not (model or best):
+            chosen = model or work.chains.best_model(problem)
+            if chosen is None:
                 raise NotFound(f"problem {problem_id} has no trained model yet")
-            chosen = model or (best and best.model) or uuid.UUID(int=0)
             check_stored(work, "model", ArtifactKind.MODEL, [chosen])
             spec = PredictSpec(id=uuid.uuid4(), problem=problem.id, workflow=problem.workflow, model=chosen, data=data)
             work.jobs.add(spec, algo=work.artifacts.get(ArtifactKind.MODEL, chosen).algo, planned=True)

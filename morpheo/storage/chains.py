@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 
-from morpheo.challenges import Problem, TrainedRank
+from morpheo.challenges import Problem
 from morpheo.models import Job, JobKind, JobState, LearnSpec
 from morpheo.storage.rows import to_job
 from morpheo.storage.tables import JobRow
@@ -53,16 +53,12 @@ class ChainRepository:
         specs = [to_job(row, attempts=False).spec for row in rows]
         return [spec for spec in specs if isinstance(spec, LearnSpec)]
 
-    def best(self, problem: Problem, *, algo: UUID | None = None) -> TrainedRank | None:
-        """Return the best trained rank of a problem, or of one algo in it; of equals, the first rank."""
+    def best_model(self, problem: Problem, *, algo: UUID | None = None) -> UUID | None:
+        """Return the best model of a problem, or of one algo in it, or None; of equals, the first rank's."""
         by_perf = JobRow.perf.desc() if problem.higher_is_better else JobRow.perf.asc()
-        columns = (JobRow.id, JobRow.algo_id, JobRow.rank, JobRow.result_id, JobRow.perf)
         chains = _chains(problem.id) if algo is None else _chain(algo)
-        query = select(*columns).where(*chains, JobRow.state == JobState.SUCCEEDED.value)
-        row = self._session.execute(query.order_by(by_perf, JobRow.rank, JobRow.id).limit(1)).one_or_none()
-        if row is None:
-            return None
-        return TrainedRank(job=row.id, algo=row.algo_id, rank=row.rank, model=row.result_id, perf=row.perf)
+        query = select(JobRow.result_id).where(*chains, JobRow.state == JobState.SUCCEEDED.value)
+        return self._session.scalar(query.order_by(by_perf, JobRow.rank, JobRow.id).limit(1))
 
     def jobs(
         self,
