@@ -33,7 +33,7 @@ FROM ${BASE} AS service
 # Fixed ids, so that a folder of the host can be given to them. No useradd: it writes the day into /etc/shadow.
 RUN echo "morpheo:x:10001:" >>/etc/group && \
     echo "morpheo:x:10001:10001::/var/lib/morpheo:/usr/sbin/nologin" >>/etc/passwd && \
-    install -d -o 10001 -g 10001 -m 0711 /var/lib/morpheo
+    install -d -o 10001 -g 10001 -m 0711 /var/lib/morpheo && install -d -o 10001 -g 10001 /run/build-proxy
 COPY --from=build /opt/morpheo /opt/morpheo
 ENV PATH=/opt/morpheo/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/var/lib/morpheo MORPHEO_DATA_DIR=/var/lib/morpheo \

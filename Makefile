@@ -6,7 +6,8 @@ SERVICES := compute-api compute-worker orchestrator-api storage-api
 IMAGES := $(SERVICES:%=%-docker)
 EXECUTABLES := $(foreach service,$(SERVICES),$(service)/target/$(service))
 
-.PHONY: help setup demo dev env up stop down test test-artifacts test-compose unit lint lock bench clean all-bin $(SERVICES) \
+.PHONY: help setup demo dev env up stop down test test-artifacts test-compose test-faults test-hostile soak fuzz unit lint lock bench clean \
+	all-bin $(SERVICES) \
 	all-docker $(IMAGES)
 
 help: ## Show the targets
@@ -43,6 +44,19 @@ test-artifacts: ## Test the executables and the images
 
 test-compose: ## Test the deployment of compose.yaml
 	@scripts/with-stack $(VENV) scripts/test-compose
+
+test-faults: ## Kill, stop and cut off every part, case by case
+	@scripts/test-faults
+
+test-hostile: ## Run hostile submissions, and look after each what got out, broke or stayed
+	@scripts/test-hostile
+
+soak: ## Let jobs flow and things break at random (SECONDS=300, SEED=n)
+	@scripts/soak --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(SETUP) ## Send 10,000 generated requests to the APIs, and as much to the parsers (FUZZ_CASES=n FUZZ_SEED=n)
+	@FUZZ_CASES=$(or $(FUZZ_CASES),10000) FUZZ_SEED=$(or $(FUZZ_SEED),$(shell date +%s)) $(BIN)/pytest --timeout 3600 -p no:randomly \
+		tests/bad_input/test_generated.py tests/bad_input/test_parsers.py
 
 unit: $(SETUP) ## Run the fast tests, which need no service
 	@$(BIN)/pytest tests/unit

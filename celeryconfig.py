@@ -22,6 +22,7 @@ _longest_job_s = _settings.longest_job_s
 broker_url = _settings.broker
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
+broker_channel_error_retry = True  # a broker that refuses, as in a failover, is one that is out: it ends no worker
 # An unacknowledged message comes back after this time; sooner would only wake workers for nothing.
 visibility_timeout = _longest_job_s + 900
 broker_transport_options: dict[str, object] = (
@@ -32,6 +33,8 @@ broker_transport_options: dict[str, object] = (
         "visibility_timeout": visibility_timeout,
         "unacked_restore_interval": 10,
         "unacked_restore_throttle": 1,
+        # A worker that dies while it gives messages back keeps the others from it for as long.
+        "unacked_mutex_expire": 30,
         "socket_keepalive": True,
         "socket_connect_timeout": 5,
         "socket_timeout": 15,  # or a broker that hangs would hold a request of the API for ever

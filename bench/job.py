@@ -115,7 +115,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder, throwaway_stack(Path(folder)) as urls:
         storage = StorageClient(urls["storage"], user="u", password="p")
-        compute = ComputeClient(urls["compute"])
+        compute = ComputeClient(urls["compute"], user="u", password="p")
         workflow = storage.upload(ArtifactKind.PROBLEM, archive(PROBLEM), name="no-op", description="no-op").id
         algo = storage.upload(ArtifactKind.ALGO, archive(ALGO), name="no-op").id
         train = storage.upload(ArtifactKind.DATA, b"train").id

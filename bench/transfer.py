@@ -75,6 +75,7 @@ def main() -> None:
         environment = {
             **os.environ,
             "MORPHEO_DATA_DIR": str(folder / "data"),
+            "MORPHEO_PASSWORD": "p",
             "MORPHEO_S3_ENDPOINT": server.endpoint,
             "MORPHEO_S3_ACCESS_KEY": server.access_key,
             "MORPHEO_S3_SECRET_KEY": server.secret_key,

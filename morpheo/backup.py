@@ -25,6 +25,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from morpheo.audit import Action
 from morpheo.errors import CorruptBlob, InvalidInput, NotFound
 from morpheo.storage import migrate
 from morpheo.storage.blobs import BlobStore
@@ -68,6 +69,8 @@ def back_up(
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(folder / ".lock"):
+        with database.begin() as work:  # before the rows are read: nothing leaves unrecorded, and the copy says so too
+            work.events.record(Action.BACKUP_STARTED, "backup", folder)
         copies = LocalBlobStore(folder)
         rows = folder / ".rows"
         copied, lost = 0, None
@@ -103,7 +106,7 @@ def restore(folder: Path, database: Database, blobs: BlobStore, *, progress: Cal
     check_empty(database)
     copied, lost = _copy_all(files[-1], LocalBlobStore(folder), blobs, progress)
     with closing(_lines(files[-1])) as lines:
-        load_rows(database, lines)
+        load_rows(database, lines, source=files[-1].name)
     return Outcome(rows=files[-1], copied=copied, lost=lost)
 
 

@@ -2,5 +2,8 @@
 
 from celery import Celery
 
+from morpheo import broker
+
+broker.install()
 app = Celery("morpheo")
 app.config_from_object("celeryconfig")

@@ -1,16 +1,19 @@
 """
 The domain of the orchestrator: problems as challenges, what is submitted to them, and chains of mini-batches.
 
-Only the standard library is imported here. A chain is all training jobs of one algo, in the order of their ranks; each
+Only the domain is imported here. A chain is all training jobs of one algo, in the order of their ranks; each
 rank trains on one batch of data, from the best model that the chain has when its turn comes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
+
+from morpheo.access import Principal, Role
+from morpheo.disclosure import DEFAULT, Disclosure
 
 #: How the names of workers begin, in leases, that are not ours.
 OUTSIDE = "outside:"
@@ -31,7 +34,13 @@ class Problem:
     higher_is_better: bool = True
     #: Ranks of one algo that may run at once.
     parallel_ranks: int = 1
+    #: What those see of it who are not its custodians.
+    disclosure: Disclosure = DEFAULT
     created_at: datetime
+    #: Name of the user whom it belongs to; empty is nobody.
+    owner: str = ""
+    #: That of its archive, which may be changed.
+    name: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +51,16 @@ class Submission:
     algo: UUID
     problem: UUID
     name: str
-    #: Whether its chain waits for a person, or for new data, since a rank ended without a model.
-    stalled: bool = False
+    #: The job that ended without a model, while its chain waits for a retry of that rank, or for new data.
+    stalled_by: UUID | None = None
     created_at: datetime
+    #: Name of the user whom it belongs to; empty is nobody.
+    owner: str = ""
+
+    @property
+    def stalled(self) -> bool:
+        """Whether its chain waits for a person, or for new data."""
+        return self.stalled_by is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +71,32 @@ class Dataset:
     id: UUID
     problems: tuple[UUID, ...]
     created_at: datetime
+    #: Name of the user whom it belongs to; empty is nobody.
+    owner: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedData:
+    """Data that was added to challenges, and what follows from it."""
+
+    datasets: tuple[Dataset, ...]
+    #: How many training jobs follow.
+    trainings: int
+    #: By problem, the files that are never trained on there, since they have the content of a test file.
+    held_out: Mapping[UUID, tuple[UUID, ...]]
+
+
+def is_insider(principal: Principal, problem: Problem | None) -> bool:
+    """
+    Return whether somebody is on the custodian's side of a problem, and so sees all that is known of it.
+
+    Args:
+        principal: Who they are.
+        problem: None is one that nobody registered, or a job that was not planned for one: admins alone are insiders.
+    """
+    if principal.has(Role.ADMIN):
+        return True
+    return problem is not None and problem.owner == principal.name != "" and principal.has(Role.CUSTODIAN)
 
 
 def batches(data: Sequence[UUID], *, held_out: Collection[UUID], size: int) -> list[tuple[UUID, ...]]:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from morpheo.access import is_name
 from morpheo.errors import SettingsError
 from morpheo.queues import consumed
 
@@ -24,7 +25,19 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 #: The brokers that Morpheo is set up for: with and without TLS, Redis also on a socket or found by Sentinel.
 _BROKERS = ("redis://", "rediss://", "redis+socket://", "sentinel://", "amqp://", "amqps://")
 
+#: The password of `morpheo dev` if none is set; no other service has one that nobody set.
+DEV_PASSWORD = "p"  # noqa: S105 - known to everybody
+
+#: Threads of an API process that are not for requests which last.
+SHORT_THREADS = 3
+
+#: A token, or user and password.
+Login = str | tuple[str, str]
+
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+#: Not patterns, for which flask-cors would take some texts.
+_Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[\w.:-]*)$")]
+Origins = Annotated[tuple[_Origin, ...], NoDecode]
 
 
 class Settings(BaseSettings):
@@ -63,14 +76,47 @@ class Settings(BaseSettings):
         description="Address of the orchestrator API, for the command line; empty is http://127.0.0.1:8083. If it is "
         "set, workers also report to it the jobs that were ordered at the compute API",
     )
-    user: str = Field("u", min_length=1, description="User of the storage and orchestrator APIs (HTTP Basic)")
+    user: str = Field(
+        "u",
+        min_length=1,
+        max_length=64,
+        description="Who commands, and reports to an outside orchestrator, come from; for the APIs an admin who needs "
+        "no row, if MORPHEO_PASSWORD is set",
+    )
     password: SecretStr = Field(
-        SecretStr("p"), description="Password of the storage and orchestrator APIs (HTTP Basic)"
+        SecretStr(""), description="Password of that user; empty is none, and the APIs then know their own users only"
     )
-    cors_origins: CommaSeparated = Field(
-        ("*",),
-        description="Origins whose web pages may call the storage and orchestrator APIs, comma-separated; * is any",
+    token: SecretStr = Field(SecretStr(""), description="API token that commands send instead of user and password")
+    anonymous_orders: bool = Field(
+        False,
+        description="Take orders at the compute API (POST /learn and /pred) from whoever gives no password, as "
+        "orchestrators of 2017 need it; what else can reach that port can then order, too",
     )
+    max_requests_per_minute: int = Field(
+        1200, ge=0, description="Requests of one user, no admin, that one process of an API serves; 0 is any number"
+    )
+    max_orders_waiting: int = Field(
+        1000, ge=0, description="Orders of one user, no admin, that may wait for a worker; 0 is any number"
+    )
+    max_uploads_per_day: int = Field(
+        1000, ge=0, description="Artifacts of one kind that one user, no admin, may store in 24 hours; 0 is any number"
+    )
+    cors_origins: Origins = Field(
+        (),
+        description="Origins whose web pages may call the storage and orchestrator APIs, comma-separated; * is any, "
+        "but without the logins that a browser keeps",
+    )
+    trusted_proxies: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="Proxies before the APIs whose X-Forwarded-For and X-Forwarded-Proto are believed; with 0, "
+        "nobody's are",
+    )
+    tls_certificate: str = Field(
+        "", description="PEM file with the certificate of the APIs and its chain; empty is plain HTTP"
+    )
+    tls_key: str = Field("", description="PEM file with the key of that certificate")
     strict_size: bool = Field(
         False, description="Refuse an upload whose size field differs from the bytes received (clients of 2017 lie)"
     )
@@ -79,6 +125,12 @@ class Settings(BaseSettings):
         MIB, gt=0, description="Largest JSON document that the compute and orchestrator APIs read"
     )
     api_threads: int = Field(8, gt=0, description="Requests that one process of an API serves at once")
+    api_followers: int = Field(
+        4,
+        ge=0,
+        description="Followers of logs that one process of the compute API serves at once; each takes one of its "
+        "threads, of which four are left for others",
+    )
     api_processes: int = Field(2, gt=0, description="Processes of each API")
 
     queues: CommaSeparated = Field(
@@ -86,10 +138,25 @@ class Settings(BaseSettings):
         description="Jobs that a worker takes, comma-separated: learn and predict are those without tags, "
         "any other word is a tag that this machine has (at most 4)",
     )
+    submitter: str = Field(
+        "",
+        description="User whose algos alone a worker runs; empty is all that ENGINE_PER_SUBMITTER does not keep apart",
+    )
+    engine_per_submitter: bool = Field(
+        False,
+        description="Jobs of a user's algos go only to workers that have that user as SUBMITTER, and engines of their "
+        "own: programs, layers and images of two users never meet",
+    )
     learn_parallelism: int = Field(1, ge=0, description="Learn jobs that one worker runs at once; 0 is none ever")
     predict_parallelism: int = Field(1, ge=0, description="Predict jobs that one worker runs at once; 0 is none ever")
     lease_s: float = Field(30, gt=0, description="How long a worker holds a job without renewing its lease")
     heartbeat_s: float = Field(10, gt=0, description="How often a worker renews the lease of its jobs")
+    self_fence_s: float = Field(
+        600,
+        gt=0,
+        description="How long a worker goes on with a job without any contact with the database before it stops its "
+        "containers",
+    )
     sweep_s: float = Field(10, gt=0, description="How often a worker looks for lost and unpublished jobs")
     max_attempts: int = Field(3, gt=0, description="Attempts that infrastructure may cost a job before it fails")
     retry_delay_s: float = Field(
@@ -116,10 +183,29 @@ class Settings(BaseSettings):
         "", description="URL of another engine, for algos only; empty is the same engine as that of problems"
     )
     engine_timeout_s: float = Field(60, gt=0, description="How long one call to the container engine may take")
+    engine_return_s: float = Field(
+        120,
+        ge=0,
+        description="How long a job whose container runs waits for a container engine that is out, before it is tried "
+        "again",
+    )
     build_timeout_s: float = Field(900, gt=0, description="How long the build of an image may take")
     learn_timeout_s: float = Field(1200, gt=0, description="How long each container of a learn job may run")
     predict_timeout_s: float = Field(1200, gt=0, description="How long the container of a predict job may run")
-    build_network: bool = Field(False, description="Let image builds reach the network")
+    build_proxy: str = Field(
+        "",
+        pattern=r"^(|/.+)$",
+        description="Unix socket of the proxy through which image builds reach package mirrors (`morpheo build-proxy`)"
+        ", where the container engine sees it; empty: builds have no network",
+    )
+    build_hosts: CommaSeparated = Field(
+        ("pypi.org", "files.pythonhosted.org", "deb.debian.org", "security.debian.org"),
+        description="Hosts that this proxy lets builds reach, comma-separated; *.example is every name below example",
+    )
+    build_relay_image: str = Field(
+        "morpheo/base:1",
+        description="Image of the container engine with Python 3, which brings the requests of a build to the proxy",
+    )
     base_images: CommaSeparated = Field(
         ("morpheo/base:*", "scratch"),
         description="Images that a Dockerfile may name in FROM, comma-separated, * is any text",
@@ -129,6 +215,18 @@ class Settings(BaseSettings):
     )
     memory_bytes: int = Field(2 * GIB, ge=16 * MIB, description="Memory of a container, swap included")
     cpus: float = Field(1.0, gt=0, description="Processors that a container may keep busy")
+    sandbox: str = Field(
+        "runc",
+        pattern="^(runc|runsc)$",
+        description="What runs the containers of jobs: the engine's default runtime (runc), or gVisor, which the "
+        "engine must know as runsc",
+    )
+    sanitizer_image: str = Field(
+        "morpheo/base:1-hdf5",
+        min_length=1,
+        description="Image with python3 and h5py, in the engine of problems, in which HDF5 predictions are written "
+        "anew before they are scored",
+    )
     gpus: str = Field(
         "",
         pattern=r"^(|all|[1-9]\d*|[\w:/-]+(,[\w:/-]*)+)$",
@@ -137,15 +235,46 @@ class Settings(BaseSettings):
     )
     pids: int = Field(256, gt=0, description="Processes and threads of a container")
     tmp_bytes: int = Field(256 * MIB, gt=0, description="Size of a container's /tmp")
-    log_bytes: int = Field(MIB, gt=0, description="How much of a container's log is kept")
+    log_bytes: int = Field(
+        MIB,
+        gt=0,
+        description="How much of the log of a container or build is kept: half from its beginning, half from its end",
+    )
     context_bytes: int = Field(2 * GIB, gt=0, description="Largest build context and model, unpacked")
     context_entries: int = Field(10_000, gt=0, description="Most files and folders in a build context or model")
     image_bytes: int = Field(8 * GIB, gt=0, description="Largest image that a build may leave")
-    model_bytes: int = Field(GIB, gt=0, description="Largest model that a container may leave, unpacked")
+    model_bytes: int = Field(
+        GIB, gt=0, description="Largest model that a container may leave, or that is uploaded, unpacked"
+    )
     model_files: int = Field(1000, gt=0, description="Most files in a model that a container leaves")
-    prediction_bytes: int = Field(GIB, gt=0, description="Largest prediction file that a container may leave")
+    prediction_bytes: int = Field(
+        GIB, gt=0, description="Largest prediction file that a container may leave, or that is uploaded"
+    )
+    output_bytes: int = Field(
+        3 * GIB,
+        gt=0,
+        description="What the output folders of a job may hold together while its containers run, besides twice the "
+        "size of its test data",
+    )
+    output_volumes: bool = Field(
+        True,
+        description="Give the output folders of each job a file system of their own, if the worker may mount one where "
+        "the engine sees it; else they are counted every 2 s",
+    )
     cache_bytes: int = Field(
         20 * GIB, gt=0, description="Size of the node's cache of blobs, and of that of detargeted test sets"
+    )
+
+    disk_high: float = Field(
+        2 * GIB,
+        ge=0,
+        description="High watermark of this machine's disk, which no job may cross: bytes that stay free, or, up to 1, "
+        "the share that may be used (0.9)",
+    )
+    disk_low: float = Field(
+        5 * GIB,
+        ge=0,
+        description="Low watermark, in the same way: how far caches and idle images go when a job needs room",
     )
 
     metrics_port: int = Field(
@@ -158,7 +287,7 @@ class Settings(BaseSettings):
     log: str = Field("text", pattern="^(text|json)$", description="How lines of the log look: text or json")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="How much is logged")
 
-    @field_validator("cors_origins", "base_images", "queues", mode="before")
+    @field_validator("cors_origins", "base_images", "build_hosts", "queues", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -194,12 +323,35 @@ class Settings(BaseSettings):
         consumed(value)
         return value
 
+    @field_validator("submitter")
+    @classmethod
+    def _is_a_user(cls, value: str) -> str:
+        if value and not is_name(value):
+            raise ValueError("must be the name of a user")
+        return value
+
     @field_validator("heartbeat_s")
     @classmethod
     def _renews_in_time(cls, value: float, info: object) -> float:
         lease_s = getattr(info, "data", {}).get("lease_s")
         if lease_s is not None and value * 2 > lease_s:
             raise ValueError(f"must be at most half of {PREFIX}LEASE_S ({lease_s:g}), or leases run out")
+        return value
+
+    @field_validator("self_fence_s")
+    @classmethod
+    def _outlasts_a_lease(cls, value: float, info: object) -> float:
+        lease_s = getattr(info, "data", {}).get("lease_s")
+        if lease_s is not None and value < lease_s:
+            raise ValueError(f"must be at least {PREFIX}LEASE_S ({lease_s:g}): until then nobody else may have the job")
+        return value
+
+    @field_validator("disk_low")
+    @classmethod
+    def _leaves_more(cls, value: float, info: object) -> float:
+        high = getattr(info, "data", {}).get("disk_high")
+        if high is not None and (high <= 1) == (value <= 1) and (value > high if value <= 1 else value < high):
+            raise ValueError(f"must leave at least as much free as {PREFIX}DISK_HIGH ({high:g})")
         return value
 
     @classmethod
@@ -219,6 +371,13 @@ class Settings(BaseSettings):
             given = "***" if field.annotation is SecretStr else os.environ.get(name, str(field.default))
             value = " ".join(given.split())
             raise SettingsError(f"{name}={value}: {first['msg'].removeprefix('Value error, ')}") from None
+
+    @property
+    def login(self) -> Login:
+        """What commands send to say who they are; the password of `morpheo dev` if nothing is set."""
+        if token := self.token.get_secret_value():
+            return token
+        return self.user, self.password.get_secret_value() or DEV_PASSWORD
 
     @property
     def database(self) -> str:

@@ -11,13 +11,20 @@ The exceptions of Morpheo.
     │   └── BadOutput             a container's output breaks a rule of `morpheo.runtime.outputs`
     ├── NotFound                  no such artifact, blob or job
     ├── CorruptBlob               a blob is not what its row says
+    │   └── Quarantined           that has been found out before; it is not tried again
+    ├── CorruptRow                a row of the database cannot be read
+    ├── Throttled                 too much of it; says when to try again
     ├── Conflict                  the thing exists already, or is past the point of change
+    ├── Forbidden                 it is not for who asks
+    ├── TooMany                   it is asked for too often; tells when it may be asked for again
     ├── Unavailable               infrastructure failed; the same call may succeed later
     │   ├── DatabaseUnavailable
+    │   │   └── RowLocked         another transaction has kept a row for too long
     │   ├── StorageUnavailable    the blob store
     │   ├── BrokerUnavailable
     │   ├── RuntimeUnavailable    the container engine
     │   ├── DiskFull              no room on this machine
+    │   │   └── EngineFull        a build met that, or filled the disk itself
     │   └── ApiUnavailable        one of Morpheo's own services, seen from a client
     ├── ApiError                  a service answered with an error; seen from a client
     └── Interrupted               the attempt must stop: cancelled, or its lease is lost
@@ -73,8 +80,46 @@ class CorruptBlob(MorpheoError):
     """The blob's content is not what was stored."""
 
 
+class CorruptRow(MorpheoError):
+    """A row of the database cannot be read."""
+
+
+class Quarantined(CorruptBlob):
+    """The blob was found lost or damaged, and is not used until it is uploaded again."""
+
+
+class Throttled(MorpheoError):
+    """
+    Somebody did something too often.
+
+    Attributes:
+        retry_after_s: When to try again, in seconds.
+    """
+
+    def __init__(self, message: str | None = None, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class Conflict(MorpheoError):
     """The thing exists already, or its state forbids the change."""
+
+
+class Forbidden(MorpheoError):
+    """This is not for you."""
+
+
+class TooMany(MorpheoError):
+    """
+    It was asked for too often.
+
+    Attributes:
+        retry_after_s: When it may be asked for again, in whole seconds from now.
+    """
+
+    def __init__(self, message: str | None = None, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Unavailable(MorpheoError):
@@ -83,6 +128,10 @@ class Unavailable(MorpheoError):
 
 class DatabaseUnavailable(Unavailable):
     """The database does not answer."""
+
+
+class RowLocked(DatabaseUnavailable):
+    """Another transaction has kept a row for too long."""
 
 
 class StorageUnavailable(Unavailable):
@@ -99,6 +148,10 @@ class RuntimeUnavailable(Unavailable):
 
 class DiskFull(Unavailable):
     """There is no room left on this machine."""
+
+
+class EngineFull(DiskFull):
+    """A build found the disk of the container engine full, or filled it."""
 
 
 class ApiUnavailable(Unavailable):

@@ -8,29 +8,56 @@ already stored. It decides nothing about the job's row; `morpheo.runner` writes 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
 from morpheo.artifacts import ArtifactService, Upload
-from morpheo.errors import BadArchive, BadOutput, CorruptBlob, NotFound
+from morpheo.disk import Disk, Need
+from morpheo.errors import (
+    BadOutput,
+    CorruptBlob,
+    DiskFull,
+    EngineFull,
+    NotFound,
+)
+from morpheo.failpoints import failpoint
 from morpheo.failures import check_result, failed
-from morpheo.images import ImageShelf
-from morpheo.models import Artifact, ArtifactKind, Blame, Cause, Job, LearnSpec, PredictSpec, Scores, StepName
+from morpheo.harvest import bad_output, harvest_model, harvest_predictions
+from morpheo.images import ImageShelf, disk_filled
+from morpheo.inputs import Inputs
+from morpheo.models import (
+    Artifact,
+    ArtifactKind,
+    Blame,
+    Cause,
+    Job,
+    JobFailed,
+    LearnSpec,
+    PredictSpec,
+    Scores,
+    StepName,
+)
 from morpheo.performance import FILE_NAME, MAX_BYTES, parse_performance
 from morpheo.queues import GPU_TAG
-from morpheo.runtime.archive import ArchiveLimits, pack, unpack
+from morpheo.runtime.archive import ArchiveLimits, pack
 from morpheo.runtime.cache import NodeCache, detarget_key
-from morpheo.runtime.contract import ContainerSpec, Engines, Folder, Image, Interrupt, Owner, Profile, Step
-from morpheo.runtime.outputs import OutputLimits, TooMuchOutput, harvest_files, harvest_tree, read_file
+from morpheo.runtime.contract import ContainerSpec, Engines, Folder, Image, Interrupt, Owner, Profile, Step, StepResult
+from morpheo.runtime.outputs import OutputLimits, harvest_files, read_file
+from morpheo.runtime.quota import Quota, used_bytes
 from morpheo.runtime.workspace import Workspace
+from morpheo.sanitizer import PROGRAM, check_sanitized, find_suspects, no_sanitizer, replace_suspects
 from morpheo.steps import StepLog
-from morpheo.workflow import learn_steps, predict_step
+from morpheo.workflow import learn_steps, predict_step, sanitize_step
 
 #: The name that algos of 2017 expect when a model is a single file.
 MODEL_FILE = "model_trained.json"
-_BLAME = {Image.PROBLEM: Blame.PROBLEM, Image.ALGO: Blame.SUBMITTER}
+#: How much larger than its archive a build context or a model is taken to be, before it is unpacked.
+UNPACKED = 4
+#: Files that an algo may write beside each prediction, and beside its model, until it has ended.
+_SPARE_FILES = 4
+_BLAME = {Image.PROBLEM: Blame.PROBLEM, Image.ALGO: Blame.SUBMITTER, Image.PLATFORM: Blame.SUBMITTER}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +70,8 @@ class Limits:
     archive: ArchiveLimits
     model: OutputLimits
     prediction_bytes: int
+    #: What all output folders together may hold while containers run, besides copies of the test data.
+    output_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +82,12 @@ class Tools:
     images: ImageShelf
     engines: Engines
     cache: NodeCache
+    disk: Disk
     limits: Limits
+    #: Whether output folders get a file system of their own.
+    has_volumes: Callable[[], bool]
+    #: Name of the image that rewrites predictions.
+    sanitizer: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +117,10 @@ class Execution:
         self._workspace = workspace
         self._steps = steps
         self._interrupt = interrupt
+        self._inputs = Inputs(tools.artifacts, tools.cache, workspace=workspace, interrupt=interrupt)
         self._owner = Owner(job_id=job.id, attempt=job.attempt, worker=job.worker or "")
+        #: What is counted while containers run; None if a file system of its own limits it.
+        self._quota: Quota | None = None
 
     def run(self) -> Result:
         """
@@ -95,51 +132,86 @@ class Execution:
             Interrupted: the interrupt was set.
         """
         spec = self._job.spec
-        return self._learn(spec) if isinstance(spec, LearnSpec) else self._predict(spec)
+        with self._tools.disk.watched():
+            self._tools.disk.reserve(self._need(), self._workspace, self._interrupt)
+            return self._learn(spec) if isinstance(spec, LearnSpec) else self._predict(spec)
+
+    def _need(self) -> Need:
+        """Return what may be written: inputs that this machine does not have, contexts, images, outputs."""
+        inputs = [self._inputs.find(kind, item) for kind, ids in self._job.spec.needs().values() for item in ids]
+        algos = {item.algo for item in inputs if item.kind is ArtifactKind.MODEL and item.algo is not None}
+        if not isinstance(self._job.spec, LearnSpec):
+            inputs += [self._inputs.find(ArtifactKind.ALGO, algo) for algo in algos]
+        unpacked = 0
+        images = 0
+        for item in inputs:
+            grown = min(item.size_bytes * UNPACKED, self._limits.archive.max_bytes)
+            if item.kind is ArtifactKind.MODEL:
+                unpacked += grown
+            elif item.kind is not ArtifactKind.DATA and not self._tools.images.has(item):
+                unpacked += grown
+                images += grown
+        fetched = sum(item.size_bytes for item in inputs if not self._tools.cache.has(item))
+        # A model is there as its folder, its copy and its archive, which with the prediction are at their limits.
+        outputs = self._limits.prediction_bytes + (2 * self._limits.model.max_bytes) * isinstance(
+            self._job.spec, LearnSpec
+        )
+        files = len(inputs) + self._limits.model.max_files
+        return Need(data=fetched + unpacked + outputs, images=images, files=files)
 
     def _learn(self, spec: LearnSpec) -> Result:
-        problem = self._find(ArtifactKind.PROBLEM, spec.workflow)
-        algo = self._find(ArtifactKind.ALGO, spec.algo)
-        test_data = [self._find(ArtifactKind.DATA, data_id) for data_id in spec.test_data]
+        problem = self._inputs.find(ArtifactKind.PROBLEM, spec.workflow)
+        algo = self._inputs.find(ArtifactKind.ALGO, spec.algo)
+        test_data = [self._inputs.find(ArtifactKind.DATA, data_id) for data_id in spec.test_data]
         images = {Image.PROBLEM: self._image(problem), Image.ALGO: self._image(algo)}
-        self._link(test_data, Folder.TEST)
-        self._link([self._find(ArtifactKind.DATA, data_id) for data_id in spec.train_data], Folder.TRAIN)
+        self._bound([folder for folder in Folder if folder.is_output], test_data)
+        self._inputs.link(test_data, Folder.TEST)
+        self._inputs.link([self._inputs.find(ArtifactKind.DATA, data_id) for data_id in spec.train_data], Folder.TRAIN)
         if spec.rank > 0 and spec.model_start is not None:
-            self._unpack_model(self._find(ArtifactKind.MODEL, spec.model_start))
+            self._inputs.unpack_model(self._inputs.find(ArtifactKind.MODEL, spec.model_start), self._limits.archive)
             self._workspace.give(Folder.MODEL)
 
         hidden = f"hidden-{secrets.token_hex(16)}"
         detarget, train, perf = learn_steps(hidden)
         self._hide_targets(detarget, images, problem, test_data)
-        self._container(train, images, self._limits.learn_timeout_s)
+        self._container(train, images)
         self._harvest_predictions(Folder.TRAIN_PRED, spec.train_data, StepName.TRAIN)
         self._harvest_predictions(Folder.TEST_PRED, spec.test_data, StepName.TRAIN)
-        names = self._harvest_model()
-        self._container(perf, images, self._limits.learn_timeout_s)
+        names = harvest_model(self._workspace, self._limits.model)
+        failpoint("after_harvest")
+        self._sanitize()
+        self._container(perf, images)
         scores = self._read_scores(spec)  # before the model is stored: bad scores leave nothing behind
         return Result(artifacts=(self._store_model(spec, names),), scores=scores)
 
     def _predict(self, spec: PredictSpec) -> Result:
-        model = self._find(ArtifactKind.MODEL, spec.model)
+        model = self._inputs.find(ArtifactKind.MODEL, spec.model)
         if model.algo is None:
             raise failed(Cause.ARTIFACT_NOT_FOUND, Blame.CUSTODIAN, f"model {model.id} names no algo")
-        images = {Image.ALGO: self._image(self._find(ArtifactKind.ALGO, model.algo))}
-        self._link([self._find(ArtifactKind.DATA, spec.data)], Folder.TEST)
-        names = self._unpack_model(model)
+        images = {Image.ALGO: self._image(self._inputs.find(ArtifactKind.ALGO, model.algo))}
+        self._bound([Folder.TEST_PRED], [])
+        self._inputs.link([self._inputs.find(ArtifactKind.DATA, spec.data)], Folder.TEST)
+        names = self._inputs.unpack_model(model, self._limits.archive)
         if len(names) == 1 and names[0] != MODEL_FILE:
             (self._workspace[Folder.MODEL] / MODEL_FILE).hardlink_to(self._workspace[Folder.MODEL] / names[0])
-        self._container(predict_step(), images, self._limits.predict_timeout_s)
+        self._container(predict_step(), images)
         self._harvest_predictions(Folder.TEST_PRED, [spec.data], StepName.PREDICT)
+        failpoint("after_harvest")
         upload = Upload(kind=ArtifactKind.PREDICTION, id=spec.prediction)
         path = self._workspace.harvest(Folder.TEST_PRED) / str(spec.data)
         return Result(artifacts=(self._store(upload, path),))
 
-    def _find(self, kind: ArtifactKind, artifact_id: UUID) -> Artifact:
-        try:
-            return self._tools.artifacts.get(kind, artifact_id)
-        except NotFound as exc:
-            message = f"{exc}; upload it and order the job again"
-            raise failed(Cause.ARTIFACT_NOT_FOUND, Blame.CUSTODIAN, message) from exc
+    def _bound(self, folders: Iterable[Folder], test_data: list[Artifact]) -> None:
+        # What detarget writes is about as large as what it reads.
+        limits, files = self._limits, sum(len(ids) for _, ids in self._job.spec.needs().values())
+        quota = Quota(
+            max_bytes=limits.output_bytes + 2 * sum(item.size_bytes for item in test_data),
+            max_files=_SPARE_FILES * (limits.model.max_files + files),
+        )
+        if self._tools.has_volumes():
+            self._workspace.bound(folders, quota)
+        else:
+            self._quota = quota
 
     def _image(self, archive: Artifact) -> str:
         try:
@@ -147,29 +219,20 @@ class Execution:
                 archive, owner=self._owner, workspace=self._workspace, steps=self._steps, interrupt=self._interrupt
             )
         except (NotFound, CorruptBlob) as exc:
-            raise _damaged(exc) from exc
-
-    def _link(self, artifacts: Iterable[Artifact], folder: Folder) -> None:
-        for artifact in artifacts:
-            self._fetch(artifact, self._workspace[folder] / str(artifact.id))
-
-    def _fetch(self, artifact: Artifact, target: Path) -> None:
-        try:
-            self._tools.cache.link(artifact, target, self._interrupt)
-        except (NotFound, CorruptBlob) as exc:
-            raise _damaged(exc) from exc
-
-    def _unpack_model(self, model: Artifact) -> list[str]:
-        packed = self._workspace.temporary("model_start.tar.gz")
-        self._fetch(model, packed)
-        try:
-            with packed.open("rb") as file:
-                names = unpack(file, self._workspace[Folder.MODEL], self._limits.archive)
-        except BadArchive as exc:
-            message = f"the archive of model {model.id}: {exc}; upload it again"
-            raise failed(Cause.BAD_ARCHIVE, Blame.SUBMITTER, message) from exc
-        packed.unlink()
-        return names
+            raise self._inputs.damaged(archive, exc) from exc
+        except EngineFull as exc:
+            has_room = self._tools.disk.has_engine_room()
+            if has_room:  # what it wrote has gone with it: it was the build that filled the disk, also the second time
+                raise disk_filled(archive.kind) from exc
+            if has_room is None:
+                raise
+            raise DiskFull(str(exc)) from exc
+        except JobFailed as exc:
+            build_failed = exc.failure.cause is Cause.BUILD_FAILED
+            if build_failed and self._tools.disk.stopped(exc.failure.message.encode()):
+                # What it wrote itself has gone with its container: the room is taken by others.
+                raise DiskFull("a build found the disk of the container engine full; make room there") from exc
+            raise
 
     def _hide_targets(self, step: Step, images: dict[Image, str], problem: Artifact, test_data: list[Artifact]) -> None:
         visible = self._workspace[Folder.VISIBLE]
@@ -180,7 +243,7 @@ class Execution:
                 self._tools.cache.keep_detargeted(key, visible)
 
     def _detarget(self, step: Step, images: dict[Image, str], test_data: list[Artifact]) -> None:
-        self._container(step, images, self._limits.learn_timeout_s)
+        self._container(step, images)
         expected = {str(item.id) for item in test_data}
         try:
             found = harvest_files(
@@ -190,51 +253,67 @@ class Execution:
                 max_bytes=self._limits.profile.file_bytes,
             )
         except BadOutput as exc:
-            raise _bad_output(exc, Blame.PROBLEM, step.name) from exc
+            raise bad_output(exc, Blame.PROBLEM, step.name) from exc
         if missing := sorted(expected - found):
             message = f"detarget wrote no file for {', '.join(missing[:5])}; write one for each file of the test folder"
             raise failed(Cause.MISSING_OUTPUT, Blame.PROBLEM, message, step.name)
 
-    def _container(self, step: Step, images: dict[Image, str], timeout_s: float) -> None:
+    def _sanitize(self) -> None:
+        """Let HDF5 predictions be written anew, if there are any, before they are opened beside the hidden data."""
+        suspects = find_suspects(self._workspace)
+        if not suspects:
+            return
+        image = self._tools.sanitizer
+        image_id = self._tools.engines[Image.PLATFORM].find_image(image)
+        if image_id is None:
+            raise no_sanitizer(image)
+        step = sanitize_step(PROGRAM, self._limits.prediction_bytes)
+        check_sanitized(self._run(step, {Image.PLATFORM: image_id}), image)
+        replace_suspects(self._workspace, suspects, max_bytes=self._limits.prediction_bytes)
+
+    def _container(self, step: Step, images: dict[Image, str]) -> None:
+        result = self._run(step, images)
+        memory_bytes = self._limits.profile.memory_bytes
+        check_result(result, step.name, _BLAME[step.image], timeout_s=self._time_limit_s(), memory_bytes=memory_bytes)
+
+    def _run(self, step: Step, images: dict[Image, str]) -> StepResult:
         spec = ContainerSpec(
             owner=self._owner,
             step=step.name,
             image_id=images[step.image],
             args=step.args,
             binds=self._workspace.binds(step),
-            timeout_s=timeout_s,
+            timeout_s=self._time_limit_s(),
+            entrypoint=step.entrypoint,
+            quota=self._quota,
             gpu=step.image is Image.ALGO and GPU_TAG in self._job.spec.tags,
         )
         with self._steps.recording(step.name) as record:
-            record.result = self._tools.engines[step.image].run(spec, interrupt=self._interrupt)
-        memory_bytes = self._limits.profile.memory_bytes
-        check_result(record.result, step.name, _BLAME[step.image], timeout_s=timeout_s, memory_bytes=memory_bytes)
+            result = record.result = self._tools.engines[step.image].run(
+                spec, interrupt=self._interrupt, log=record.log
+            )
+        if not result.exit_code:
+            return result
+        if self._tools.disk.stopped(result.log):
+            self._blame_for_full_disk(step)
+        return replace(result, over_quota=result.over_quota or self._workspace.is_full)
+
+    def _time_limit_s(self) -> float:
+        spec = self._job.spec
+        allowed = self._limits.learn_timeout_s if isinstance(spec, LearnSpec) else self._limits.predict_timeout_s
+        return allowed if spec.time_limit_s is None else min(allowed, spec.time_limit_s)
+
+    def _blame_for_full_disk(self, step: Step) -> None:
+        # A program may have filled the disk by itself: nothing but the size of each file is limited while it runs.
+        written = [self._workspace[mount.folder] for mount in step.mounts if mount.writable]
+        limit = self._limits.model.max_bytes + self._limits.prediction_bytes
+        if used_bytes(written) > limit:
+            message = f"{step.name} wrote more than {limit} bytes, and filled the worker's disk; write less"
+            raise failed(Cause.OUTPUT_LIMIT, _BLAME[step.image], message, step.name)
+        raise DiskFull(f"{step.name} found this worker's disk full; make room there")
 
     def _harvest_predictions(self, folder: Folder, data: Iterable[UUID], step: StepName) -> None:
-        expected = {str(data_id) for data_id in data}
-        target = self._workspace.harvest(folder)
-        try:
-            found = harvest_files(
-                self._workspace[folder], target, names=expected, max_bytes=self._limits.prediction_bytes
-            )
-        except BadOutput as exc:
-            raise _bad_output(exc, Blame.SUBMITTER, step) from exc
-        if missing := sorted(expected - found):
-            where = "train/pred" if folder is Folder.TRAIN_PRED else "test/pred"
-            message = f"{step} wrote no prediction for {', '.join(missing[:5])}; write {where}/<data id> for each file"
-            raise failed(Cause.MISSING_OUTPUT, Blame.SUBMITTER, message, step)
-
-    def _harvest_model(self) -> list[str]:
-        try:
-            names = harvest_tree(
-                self._workspace[Folder.MODEL], self._workspace.harvest(Folder.MODEL), self._limits.model
-            )
-        except BadOutput as exc:
-            raise _bad_output(exc, Blame.SUBMITTER, StepName.TRAIN) from exc
-        if not names:
-            message = "train left no model; write at least one file to /data/model"
-            raise failed(Cause.MISSING_OUTPUT, Blame.SUBMITTER, message, StepName.TRAIN)
-        return names
+        harvest_predictions(self._workspace, folder, data, step, max_bytes=self._limits.prediction_bytes)
 
     def _read_scores(self, spec: LearnSpec) -> Scores:
         try:
@@ -254,14 +333,8 @@ class Execution:
     def _store(self, upload: Upload, path: Path) -> Artifact:
         # The token is new each time: a zombie of this attempt can overwrite nothing.
         token = f"{self._job.attempt}-{secrets.token_hex(8)}"
+        failpoint("in_upload")
         with path.open("rb") as file:
-            return self._tools.artifacts.put_blob(upload, file, length=path.stat().st_size, token=token)
-
-
-def _damaged(error: NotFound | CorruptBlob) -> Exception:
-    return failed(Cause.CORRUPT_ARTIFACT, Blame.INFRASTRUCTURE, f"{error}; upload the artifact again")
-
-
-def _bad_output(error: BadOutput, blame: Blame, step: StepName) -> Exception:
-    cause = Cause.OUTPUT_LIMIT if isinstance(error, TooMuchOutput) else Cause.BAD_OUTPUT
-    return failed(cause, blame, f"the output of {step}: {error}", step)
+            artifact = self._tools.artifacts.put_blob(upload, file, length=path.stat().st_size, token=token)
+        failpoint("after_upload")
+        return artifact

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from morpheo.errors import (
     DatabaseUnavailable,
@@ -11,13 +12,18 @@ from morpheo.errors import (
     StorageUnavailable,
     Unavailable,
 )
-from morpheo.models import Blame, Cause, Failure, JobFailed, StepName
-from morpheo.runtime.contract import StepResult
+from morpheo.models import Attempt, Blame, Cause, Failure, JobFailed, StepName
+from morpheo.runtime.contract import SIGKILLED, StepResult
 
 #: How much of a log a failure's message quotes.
 _QUOTED_LINES = 20
 _QUOTED_CHARACTERS = 4000
 _MIB = 1 << 20
+_LESS_MEMORY = "use smaller batches, or ask the custodian for a higher limit"
+#: Share of the memory limit from which the end of a program may have to do with it.
+_NEARLY_ALL = 0.95
+#: What the history of a job says of an attempt whose worker died or went silent.
+LEASE_LOST = "its worker stopped renewing the lease"
 #: How programs, and the engine for stderr of builds, colour text.
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 #: Exit code of a program that was killed for writing a file larger than its limit: 128 + SIGXFSZ.
@@ -47,13 +53,16 @@ def infrastructure_failure(error: Exception, attempts: int) -> Failure:
     )
 
 
-def worker_lost(attempts: int) -> Failure:
-    """Return why a job failed whose workers died or went silent."""
+def worker_lost(attempts: Iterable[Attempt]) -> Failure:
+    """Return why a job failed whose workers died or went silent; its attempts tell which, and what became of each."""
+    history = "; ".join(
+        f"attempt {attempt.number} on {attempt.worker}: {attempt.message or LEASE_LOST}" for attempt in attempts
+    )
     return Failure(
         cause=Cause.WORKER_LOST,
         blame=Blame.INFRASTRUCTURE,
-        message=f"the worker stopped renewing its lease in each of {attempts} attempts; look at the workers' logs, "
-        "and whether the job needs more memory than the machine has",
+        message=f"gave up, as workers were lost with it ({history}); look at the logs of these workers, and whether "
+        "the job needs more memory than the machine has",
     )
 
 
@@ -69,27 +78,32 @@ def check_result(result: StepResult, step: StepName, blame: Blame, *, timeout_s:
     if result.start_error is not None:
         message = f"the {step} container could not be started: {result.start_error}; check the image's ENTRYPOINT"
         raise failed(Cause.BAD_IMAGE, blame, message, step)
+    if result.over_quota:
+        message = f"{step} filled its output folders and ended or was stopped; write less, and fewer files"
+        raise failed(Cause.OUTPUT_LIMIT, blame, message + said, step)
     if result.timed_out:
         raise failed(
             Cause.TIME_LIMIT,
             blame,
-            f"{step} ran longer than {timeout_s:g} s and was stopped; make it faster, or ask for a longer limit" + said,
+            f"{step} ran longer than {timeout_s:g} s and was stopped; make it faster, or ask the custodian for a "
+            "longer limit" + said,
             step,
         )
     if result.exit_code == 0:
         return
+    peak_bytes = memory_bytes if result.oom_killed else result.peak_memory_bytes or 0
+    memory = f"peak {peak_bytes // _MIB} of {memory_bytes // _MIB} MiB in {step}: {_LESS_MEMORY}"
     if result.oom_killed:
-        raise failed(
-            Cause.OUT_OF_MEMORY,
-            blame,
-            f"{step} used all of its {memory_bytes // _MIB} MiB of memory and was stopped; "
-            "use smaller batches, or ask for a higher limit" + said,
-            step,
-        )
+        message = f"{step} used all of its memory and was stopped; {memory}"
+        raise failed(Cause.OUT_OF_MEMORY, blame, message + said, step)
     if result.exit_code == _EXIT_FILE_SIZE:
         message = f"{step} wrote a file larger than the limit and was stopped; write less"
         raise failed(Cause.OUTPUT_LIMIT, blame, message + said, step)
     hint = "; its ENTRYPOINT cannot be run" if result.exit_code in (126, 127) else ""
+    if result.exit_code == SIGKILLED:  # by the kernel, if not by itself: nobody here did, or that would be the cause
+        hint = f"; it was killed, most likely for its memory: {_LESS_MEMORY}"
+    if peak_bytes >= _NEARLY_ALL * memory_bytes:  # what could not get more memory often ends by itself
+        hint = f"; {memory}"
     raise failed(Cause.EXIT_CODE, blame, f"{step} ended with exit code {result.exit_code}{hint}" + said, step)
 
 

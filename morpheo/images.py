@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import posixpath
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
-from morpheo.errors import BadArchive
+from morpheo.errors import BadArchive, DiskFull, RuntimeUnavailable
+from morpheo.failpoints import failpoint
 from morpheo.failures import failed, last_lines
-from morpheo.models import Artifact, ArtifactKind, Blame, Cause, StepName
-from morpheo.runtime.archive import ArchiveLimits, repack_context
+from morpheo.models import Artifact, ArtifactKind, Blame, Cause, JobFailed, StepName
+from morpheo.runtime.archive import ArchiveLimits
 from morpheo.runtime.cache import NodeCache
+from morpheo.runtime.confined import repack_confined
 from morpheo.runtime.contract import (
+    BuildNetwork,
     BuildResult,
     BuildSpec,
     ContainerRuntime,
@@ -19,14 +26,20 @@ from morpheo.runtime.contract import (
     ImageInfo,
     Interrupt,
     Owner,
+    unchecked_tag,
 )
-from morpheo.runtime.dockerfile import check_dockerfile
+from morpheo.runtime.dockerfile import check_dockerfile, is_masked
+from morpheo.runtime.log import BoundedLog
 from morpheo.runtime.workspace import Workspace
 from morpheo.steps import StepLog
 
-_MAX_ENVIRONMENT = 200
+logger = logging.getLogger(__name__)
+
+#: An image that was built so long ago, and not checked since, is one of a worker that died; in seconds.
+UNCHECKED_S = 3600.0
+#: Each: ENV values, LABELs, and EXPOSEd ports.
+_MAX_WORDS = 200
 _MAX_LAYERS = 64
-_MASKED_FOLDERS = ("/proc", "/sys", "/dev")
 
 _ROLES = {
     ArtifactKind.PROBLEM: (StepName.BUILD_PROBLEM, Blame.PROBLEM),
@@ -44,8 +57,9 @@ class ImageShelf:
         limits: What a build context may hold.
         base_images: What FROM may name.
         timeout_s: How long a build may take.
-        network: Whether a build may use the network.
+        network: A build's way out, None if it has none.
         memory_bytes: Memory of each instruction of a build.
+        cpus: Processors that an instruction may keep busy.
         max_image_bytes: Largest image.
         repository: What the names of its images begin with.
     """
@@ -58,8 +72,9 @@ class ImageShelf:
         limits: ArchiveLimits,
         base_images: tuple[str, ...],
         timeout_s: float,
-        network: bool,
+        network: BuildNetwork | None,
         memory_bytes: int,
+        cpus: float,
         max_image_bytes: int,
         repository: str = "morpheo",
     ) -> None:
@@ -70,6 +85,7 @@ class ImageShelf:
         self._timeout_s = timeout_s
         self._network = network
         self._memory_bytes = memory_bytes
+        self._cpus = cpus
         self._max_image_bytes = max_image_bytes
         self._repository = repository
 
@@ -88,14 +104,37 @@ class ImageShelf:
             RuntimeUnavailable: the engine does not answer.
             Interrupted: the interrupt was set.
         """
-        tag = self.tag(archive)
+        tag, name = self.tag(archive), _name(archive)
         engine = self._engines[Image(archive.kind)]
+        self._cache.hold_image(name, workspace.temporary(f"image-{archive.kind}"), interrupt)
         if found := engine.find_image(tag):
             return found
-        with self._cache.lock(f"image-{archive.sha256}", interrupt):
+        with self._cache.lock(f"image-{name}", interrupt):
             if found := engine.find_image(tag):  # built by another job meanwhile
                 return found
             return self._build(engine, archive, tag, owner=owner, workspace=workspace, steps=steps, interrupt=interrupt)
+
+    def has(self, archive: Artifact) -> bool:
+        """Whether the engine has an archive's image."""
+        return self._engines[Image(archive.kind)].find_image(self.tag(archive)) is not None
+
+    def evict(self, enough: Callable[[], bool]) -> None:
+        """
+        Remove images until there is room: what dead builds left, then what no job holds, least recently used first.
+
+        Only images that this machine has used: an engine may have others of somebody else's. An engine that does not
+        answer keeps its images.
+        """
+        with suppress(RuntimeUnavailable):
+            for engine in self._engines:
+                engine.drop_unchecked(older_than_s=self._timeout_s + UNCHECKED_S)
+            for name in self._cache.idle_images():
+                if enough():
+                    return
+                kind, _, digest = name.partition("-")
+                engine, tag = self._engines[Image(kind)], f"{self._repository}/{kind}:{digest}"
+                self._cache.forget_image(name, partial(engine.drop_image, tag))
+                logger.info("image evicted", extra={"image": tag})
 
     def _build(
         self,
@@ -112,20 +151,22 @@ class ImageShelf:
         packed = workspace.temporary(f"{archive.id}.tar.gz")
         context = workspace.temporary(f"{archive.id}.tar")
         self._cache.link(archive, packed, interrupt)
+        failpoint("after_download")
         with steps.recording(step) as record:
-            self._repack(archive, packed, context)
+            self._repack(archive, packed, context, interrupt)
             spec = BuildSpec(
                 owner=owner,
-                tag=f"morpheo/unchecked:{owner.job_id}-{owner.attempt}-{archive.kind}",
+                tag=unchecked_tag(owner, Image(archive.kind)),
                 timeout_s=self._timeout_s,
                 network=self._network,
                 memory_bytes=self._memory_bytes,
+                cpus=self._cpus,
             )
             with context.open("rb") as file:
-                result = engine.build(file, spec, interrupt=interrupt)
-            record.log = result.log
+                result = self._run_build(engine, file, spec, interrupt=interrupt, log=record.log)
             image_id = self._built(result, step, blame)
             self._check_image(engine, engine.inspect_image(image_id), step, blame)
+        failpoint("after_build")
         packed.unlink()
         context.unlink()
         found = engine.find_image(tag)
@@ -137,11 +178,21 @@ class ImageShelf:
         # Another node on the same engine may have built it too, and have taken the tag: ours is then gone.
         return engine.find_image(tag) or image_id
 
-    def _repack(self, archive: Artifact, packed: Path, context: Path) -> None:
+    def _run_build(
+        self, engine: ContainerRuntime, context: BinaryIO, spec: BuildSpec, *, interrupt: Interrupt, log: BoundedLog
+    ) -> BuildResult:
+        try:
+            return engine.build(context, spec, interrupt=interrupt, log=log)
+        except DiskFull:  # most likely by images of other jobs
+            logger.warning("the engine's disk is full: images that no job uses go")
+            self.evict(lambda: False)
+            context.seek(0)
+            return engine.build(context, spec, interrupt=interrupt, log=log)
+
+    def _repack(self, archive: Artifact, packed: Path, context: Path, interrupt: Interrupt) -> None:
         step, blame = _ROLES[archive.kind]
         try:
-            with packed.open("rb") as source, context.open("wb") as target:
-                dockerfile = repack_context(source, target, self._limits)
+            dockerfile = repack_confined(packed, context, self._limits, interrupt)
             check_dockerfile(dockerfile, base_images=self._base_images)
         except BadArchive as exc:
             raise failed(Cause.BAD_ARCHIVE, blame, f"the {archive.kind}'s archive: {exc}", step) from exc
@@ -166,12 +217,25 @@ class ImageShelf:
             complaint = (
                 f"the image declares the volume {image.volumes[0]!r}; remove it (it may come from the base image)"
             )
-        elif any(posixpath.normpath(image.working_dir).startswith(folder) for folder in _MASKED_FOLDERS):
+        elif is_masked(image.working_dir):
             complaint = f"the image's WORKDIR {image.working_dir!r} is not usable; remove it"
-        elif image.environment > _MAX_ENVIRONMENT or image.layers > _MAX_LAYERS:
-            complaint = f"the image has more than {_MAX_ENVIRONMENT} ENV values or {_MAX_LAYERS} layers; use fewer"
+        elif image.layers > _MAX_LAYERS:
+            complaint = f"the image has {image.layers} layers, more than {_MAX_LAYERS}; join instructions with &&"
+        elif max(image.environment, image.labels, image.ports) > _MAX_WORDS:
+            complaint = f"the image has more than {_MAX_WORDS} ENV values, LABELs or EXPOSEd ports; use fewer"
         elif image.size_bytes > self._max_image_bytes:
             complaint = f"the image has {image.size_bytes} bytes, more than {self._max_image_bytes}; install less"
         if complaint is not None:
             engine.remove_image(image.id)
             raise failed(Cause.BAD_IMAGE, blame, complaint, step)
+
+
+def disk_filled(kind: ArtifactKind) -> JobFailed:
+    """Return why a job failed whose problem's or algo's build filled the disk of the container engine."""
+    step, blame = _ROLES[kind]
+    message = "the build filled the disk of the container engine; write and install less"
+    return failed(Cause.BUILD_FAILED, blame, message, step)
+
+
+def _name(archive: Artifact) -> str:
+    return f"{archive.kind}-{archive.sha256}"

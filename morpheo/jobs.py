@@ -10,17 +10,22 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import Protocol
 from uuid import UUID
 
-from morpheo.errors import Conflict, InvalidInput, NotFound, Unavailable
-from morpheo.models import ArtifactKind, Job, JobSpec, LearnSpec, StepName
+from morpheo.access import SYSTEM, Principal
+from morpheo.artifacts import check_usable
+from morpheo.audit import Action
+from morpheo.errors import Conflict, InvalidInput, Unavailable
+from morpheo.failpoints import failpoint
+from morpheo.models import ArtifactKind, Job, JobSpec, JobState, LearnSpec, StepName
 from morpheo.specs import spec_digest
 from morpheo.storage.blobs import BlobStore
 from morpheo.storage.database import Database, UnitOfWork
-from morpheo.storage.jobs import JobFilter
+from morpheo.storage.job_filter import JobFilter
+from morpheo.transcripts import ALL_STEPS, LogText, Position, Transcripts
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +54,7 @@ class Publisher(Protocol):
 
 def publish(database: Database, publisher: Publisher, specs: Iterable[JobSpec]) -> None:
     """Tell the workers of jobs whose rows are committed; what cannot be told now, the sweeper tells later."""
+    failpoint("before_publish")
     told = []
     try:
         for spec in specs:
@@ -72,31 +78,36 @@ class JobService:
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:
         self._database = database
-        self._blobs = blobs
+        self._transcripts = Transcripts(database, blobs)
 
-    def submit(self, spec: JobSpec) -> Job:
+    def submit(self, spec: JobSpec, *, by: Principal = SYSTEM) -> Job:
         """
         Accept an order, and tell the workers. The same order given twice is one job.
 
+        Args:
+            spec: What to do.
+            by: Whose the job is.
+
         Raises:
-            InvalidInput: it names an artifact that does not exist, or a model that does already.
+            InvalidInput: it names an artifact that does not exist or that they do not see, or a model that does exist.
+            Quarantined: it names an artifact whose blob is lost or damaged.
             Conflict: another order has that id.
             DatabaseUnavailable: nothing was accepted.
         """
         try:
-            known = self._insert(spec)
+            known = self._insert(spec, by)
         except Conflict:  # the same order, or another with its id, came at the same time: now its row is there
-            known = self._insert(spec)
+            known = self._insert(spec, by)
         if known not in (None, spec_digest(spec)):
             raise Conflict(f"another job has the id {spec.id}")
         return self.get(spec.id)
 
-    def _insert(self, spec: JobSpec) -> str | None:
+    def _insert(self, spec: JobSpec, by: Principal) -> str | None:
         """Insert a job, or return the digest of the one that has its id."""
         with self._database.begin() as work:
             known = work.jobs.digest(spec.id)
             if known is None:
-                work.jobs.add(spec, algo=_check_needs(work, spec))
+                work.jobs.add(spec, algo=_check_needs(work, spec, by), owner=by.name)
         return known
 
     def get(self, job_id: UUID) -> Job:
@@ -109,15 +120,17 @@ class JobService:
         with self._database.read() as work:
             return work.jobs.get(job_id)
 
-    def page(self, where: JobFilter, *, limit: int, after: str | None = None) -> tuple[list[Job], str | None]:
+    def page(
+        self, where: JobFilter, *, limit: int, after: str | None = None, by: Principal = SYSTEM
+    ) -> tuple[list[Job], str | None]:
         """
-        Return some jobs without their attempts, newest first, and the mark that gives the next ones.
+        Return some jobs that somebody sees, without attempts, newest first, and the mark that gives the next ones.
 
         Raises:
             InvalidInput: the mark is not one that this method gave.
         """
         with self._database.read() as work:
-            jobs = work.jobs.page(where, limit=limit + 1, after=_decode_mark(after) if after else None)
+            jobs = work.jobs.page(where, limit=limit + 1, after=_decode_mark(after) if after else None, by=by)
         more = len(jobs) > limit
         return jobs[:limit], _encode_mark(jobs[limit - 1]) if more else None
 
@@ -132,28 +145,56 @@ class JobService:
             work.jobs.request_cancel(job_id)
             return work.jobs.get(job_id)
 
-    def logs(self, job_id: UUID, *, attempt: int | None = None) -> Iterator[tuple[StepName, bytes]]:
+    def logs(
+        self, job_id: UUID, *, attempt: int | None = None, steps: Collection[StepName] = ALL_STEPS
+    ) -> Iterator[tuple[StepName, bytes]]:
         """
-        Return the logs of the steps of one attempt, the latest by default.
+        Return what some steps of one attempt, the latest by default, have written until now.
 
         Raises:
             NotFound: there is no such job or attempt.
+            DatabaseUnavailable: that they are read could not be recorded.
+        """
+        latest = self.get(job_id).attempt
+        self._record_reading(job_id, latest if attempt is None else attempt)
+        return self._transcripts.read(job_id, attempt=attempt, steps=steps)
+
+    def follow_logs(
+        self,
+        job_id: UUID,
+        *,
+        after: Position | None = None,
+        steps: Collection[StepName] = ALL_STEPS,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> Iterator[LogText | JobState | None]:
+        """
+        Return what the steps of a job write, as they write it; see `Transcripts.follow`.
+
+        Args:
+            job_id: Which job.
+            after: Where to begin; the beginning of the latest attempt by default.
+            steps: Which of them.
+            stopping: Whether to stop before the end.
+
+        Raises:
+            NotFound: there is no such job.
         """
         job = self.get(job_id)
-        wanted = job.attempt if attempt is None else attempt
-        found = next((item for item in job.attempts if item.number == wanted), None)
-        if found is None and attempt is not None:
-            raise NotFound(f"job {job_id} has no attempt {attempt}")
-        for step in found.steps if found else ():
-            if step.log_key is not None:
-                with self._blobs.get(step.log_key) as pieces:
-                    yield step.name, b"".join(pieces)
+        self._record_reading(job_id, job.attempt)
+        after = after or Position(max(job.attempt, 1))
+        return self._transcripts.follow(job_id, after, steps=steps, stopping=stopping)
+
+    def _record_reading(self, job_id: UUID, attempt: int) -> None:
+        with self._database.begin() as work:
+            work.events.record(Action.JOB_LOGS_READ, "job", job_id, attempt=attempt)
 
 
-def _check_needs(work: UnitOfWork, spec: JobSpec) -> UUID | None:
+def _check_needs(work: UnitOfWork, spec: JobSpec, by: Principal) -> UUID | None:
     for field, (kind, ids) in spec.needs().items():
-        if missing := work.artifacts.missing(kind, ids):
+        if missing := work.artifacts.missing(kind, ids, by=by):
             raise InvalidInput(f"{field}: {kind} {missing[0]} not found in storage", field=field)
+        for artifact in work.artifacts.quarantined(kind, ids):
+            check_usable(artifact)
     if isinstance(spec, LearnSpec):
         if work.artifacts.exists(ArtifactKind.MODEL, spec.model_end):
             raise InvalidInput(f"model_end: model {spec.model_end} exists already; give a new id", field="model_end")

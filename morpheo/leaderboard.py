@@ -17,36 +17,83 @@ Only scores of files of the test data count. An entry that lacks one of them is 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
-from uuid import UUID
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from morpheo.bootstrap import MIN_FILES, Scores, intervals, wins
+from morpheo.bootstrap import MIN_FILES, Scores, Sums, Won, compare_again, draw, intervals, unit_of, wins
 from morpheo.challenges import Problem
 from morpheo.standings import Chain, Entry, Leaderboard, LearningCurve, Spread
 
-#: Decimals of all scores that are shown: more would tell submitters more of the hidden data than they need.
-DECIMALS = 6
 #: Scores of files beyond it count as this: their squares and sums have room then, and what is so bad is bad enough.
 _HUGE = 1e30
+#: With more new entries than that, all are compared anew: it takes as long.
+_MANY = 16
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """How the entries compare that have a score of every test file: what need not be computed again."""
+
+    #: Of their scores, best entry first.
+    jobs: tuple[str, ...]
+    files: int
+    unit: float
+    sums: Sums
+    won: Won
+
+
+class Comparisons:
+    """Remembers how entries of one problem compared last."""
+
+    def __init__(self) -> None:
+        self._last: Comparison | None = None
+
+    def compare(self, jobs: Sequence[str], scores: Scores) -> Comparison:
+        """
+        Compare entries, those that were compared last only with those that were not.
+
+        Args:
+            jobs: Which the scores are of; those that were there last have the order that they had.
+            scores: Of the same test files as last; a higher one is better.
+        """
+        files, unit, before = scores.shape[1], unit_of(scores), self._last
+        known = before if before is not None and before.unit == unit else None
+        old = {job: row for row, job in enumerate(known.jobs)} if known else {}
+        fresh = [row for row, job in enumerate(jobs) if job not in old]
+        if known is None or not old or len(fresh) > _MANY:
+            sums = draw(scores, unit)
+            won = wins(sums, files, unit)
+        else:
+            rows = [old.get(job, 0) for job in jobs]
+            sums, won = known.sums[rows], known.won[np.ix_(rows, rows)]
+            sums[fresh] = draw(scores[fresh], unit)
+            compare_again(won, sums, fresh, files, unit)
+        self._last = Comparison(jobs=tuple(jobs), files=files, unit=unit, sums=sums, won=won)
+        return self._last
 
 
 def make_leaderboard(
-    problem: Problem, chains: Sequence[Chain], test_perf: Mapping[UUID, Mapping[str, float]]
+    problem: Problem,
+    chains: Sequence[Chain],
+    test_perf: Mapping[str, Sequence[float]],
+    comparisons: Comparisons | None = None,
 ) -> Leaderboard:
     """
     Return the leaderboard of a problem.
 
     Args:
-        problem: Says which scores are better, and on which files they are computed.
+        problem: Says which scores are better, on which files they are computed, and how many of their digits are shown.
         chains: Of all its algos, in the order of registration.
-        test_perf: By job, the score of each test file by its id, of the best rank of each chain.
+        test_perf: By job, of the best rank of each chain, the score of each test file in the problem's order of
+            them; NaN is none.
+        comparisons: Remembers those of the last leaderboard of the problem, and now of this one.
     """
     sign = 1 if problem.higher_is_better else -1
-    curves = _curves(chains)
+    digits = problem.disclosure.score_digits
+    curves = _curves(chains, digits)
     best = {
         row: position
         for row, chain in enumerate(chains)
@@ -54,10 +101,14 @@ def make_leaderboard(
     }
     order = sorted(best, key=lambda row: -sign * curves[row].perf[best[row]])
     places = _places([curves[row].perf[best[row]] for row in order])
-    # By id, so that the order in which files were listed does not decide which of them are drawn.
-    files = sorted(map(str, problem.test_data))
-    scores = _matrix(files, [test_perf.get(UUID(chains[row].jobs[best[row]]), {}) for row in order])
-    described = zip(_ranges(sign * scores, places), _describe(scores), strict=True)
+    jobs = [chains[row].jobs[best[row]] for row in order]
+    scores = _matrix(problem, [test_perf[job] for job in jobs])
+    complete = np.all(~np.isnan(scores), axis=1)
+    compared = (comparisons or Comparisons()).compare(
+        list(itertools.compress(jobs, complete.tolist())), sign * scores[complete]
+    )
+    descriptions = _describe(scores, complete, sign, compared, digits)
+    described = zip(_ranges(compared.won, complete, places), descriptions, strict=True)
     entries = [
         _entry(chains[row], curves[row], best[row], place, span, description)
         for row, place, (span, description) in zip(order, places, described, strict=True)
@@ -95,8 +146,8 @@ def _entry(
     )
 
 
-def _curves(chains: Sequence[Chain]) -> list[LearningCurve]:
-    perf = iter(_shown([value for chain in chains for value in chain.perf]))
+def _curves(chains: Sequence[Chain], digits: int) -> list[LearningCurve]:
+    perf = iter(_shown([value for chain in chains for value in chain.perf], digits))
     return [
         LearningCurve(
             ranks=tuple(chain.ranks),
@@ -107,11 +158,11 @@ def _curves(chains: Sequence[Chain]) -> list[LearningCurve]:
     ]
 
 
-def _shown(values: Scores | list[float]) -> list[float]:
-    """Return scores rounded; those that are too large to have decimals as they are."""
+def _shown(values: Scores | list[float], digits: int) -> list[float]:
+    """Return scores rounded to so many decimals; those that are too large to have any as they are."""
     exact = np.asarray(values, dtype=np.float64)
-    rounded = np.clip(exact, -_HUGE, _HUGE).round(DECIMALS) + 0.0  # zero has no sign
-    shown: list[float] = np.where(np.abs(exact) < 2.0**52 / 10**DECIMALS, rounded, exact).tolist()
+    rounded = np.clip(exact, -_HUGE, _HUGE).round(digits) + 0.0  # zero has no sign
+    shown: list[float] = np.where(np.abs(exact) < 2.0**52 / 10**digits, rounded, exact).tolist()
     return shown
 
 
@@ -123,25 +174,20 @@ def _places(perf: Sequence[float]) -> list[int]:
     return places
 
 
-def _matrix(files: Sequence[str], test_perf: Sequence[Mapping[str, float]]) -> Scores:
+def _matrix(problem: Problem, test_perf: Sequence[Sequence[float]]) -> Scores:
     """Return the score of each file for each entry, of shape (entries, files); NaN is none."""
-    rows = (map(scores.get, files, itertools.repeat(math.nan)) for scores in test_perf)
-    matrix = np.fromiter(itertools.chain.from_iterable(rows), dtype=np.float64, count=len(test_perf) * len(files))
+    files = problem.test_data
+    matrix = np.array(test_perf, dtype=np.float64).reshape(len(test_perf), len(files))
     matrix[~np.isfinite(matrix)] = np.nan
-    return np.clip(matrix, -_HUGE, _HUGE).reshape(len(test_perf), len(files))
+    # By id, so that the order in which files were listed does not decide which of them are drawn.
+    by_id = sorted(range(len(files)), key=lambda column: str(files[column]))
+    return np.clip(matrix[:, by_id], -_HUGE, _HUGE)
 
 
-def _complete(scores: Scores) -> NDArray[np.bool_]:
-    """Return which entries have a score of every file."""
-    complete: NDArray[np.bool_] = np.all(~np.isnan(scores), axis=1)
-    return complete
-
-
-def _ranges(scores: Scores, places: Sequence[int]) -> list[tuple[int, int]]:
-    """Return first and last place of each entry; a higher score is better, and the best entry comes first."""
-    complete = _complete(scores)
+def _ranges(won: Won, complete: NDArray[np.bool_], places: Sequence[int]) -> list[tuple[int, int]]:
+    """Return first and last place of each entry, best first, of which those that are complete were compared."""
     place = np.array(places, dtype=np.int32)[complete]
-    better = wins(scores[complete]) & (place[:, None] < place)
+    better = won & (place[:, None] < place)
     first = np.ones(len(places), dtype=np.intp)
     last = np.full(len(places), len(places))
     first[complete] += better.sum(axis=0)
@@ -149,33 +195,35 @@ def _ranges(scores: Scores, places: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(first.tolist(), last.tolist(), strict=True))
 
 
-def _describe(scores: Scores) -> list[tuple[float | None, tuple[float, float] | None, Spread | None]]:
+def _describe(
+    scores: Scores, complete: NDArray[np.bool_], sign: int, compared: Comparison, digits: int
+) -> list[tuple[float | None, tuple[float, float] | None, Spread | None]]:
     """Return mean, interval and spread of each entry."""
-    complete = _complete(scores)
     rows = scores[complete]
     ends: list[tuple[float, float] | None] = [None] * len(rows)
     if scores.shape[1] >= MIN_FILES:
-        low, high = map(_shown, intervals(rows).T)
+        both = np.sort(sign * intervals(compared.sums, compared.files, compared.unit))
+        low, high = (_shown(ends_of_all, digits) for ends_of_all in both.T)
         ends = list(zip(low, high, strict=True))
-    whole = zip(_shown(rows.mean(axis=1)), ends, _spreads(rows), strict=True)
+    whole = zip(_shown(rows.mean(axis=1), digits), ends, _spreads(rows, digits), strict=True)
     return [
-        next(whole) if is_complete else (None, None, _spread(row[~np.isnan(row)]))
+        next(whole) if is_complete else (None, None, _spread(row[~np.isnan(row)], digits))
         for row, is_complete in zip(scores, complete, strict=True)
     ]
 
 
-def _spread(scores: Scores) -> Spread | None:
-    return _spreads(scores[None])[0] if len(scores) else None
+def _spread(scores: Scores, digits: int) -> Spread | None:
+    return _spreads(scores[None], digits)[0] if len(scores) else None
 
 
-def _spreads(scores: Scores) -> list[Spread]:
+def _spreads(scores: Scores, digits: int) -> list[Spread]:
     """Return the spread of each row."""
     files = scores.shape[1]
     deviations: Sequence[float | None] = [None] * len(scores)
     if files > 1:
-        deviations = _shown(scores.std(axis=1, ddof=1))
+        deviations = _shown(scores.std(axis=1, ddof=1), digits)
     columns = (scores.min(axis=1), np.median(scores, axis=1), scores.max(axis=1))
     return [
         Spread(files=files, sd=sd, min=lowest, median=median, max=highest)
-        for sd, lowest, median, highest in zip(deviations, *map(_shown, columns), strict=True)
+        for sd, lowest, median, highest in zip(deviations, *(_shown(column, digits) for column in columns), strict=True)
     ]

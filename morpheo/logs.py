@@ -23,6 +23,7 @@ from pydantic import SecretStr
 from pythonjsonlogger.core import RESERVED_ATTRS, merge_record_extra
 from pythonjsonlogger.json import JsonFormatter
 
+from morpheo.access import TOKEN
 from morpheo.config import Settings
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,10 @@ def _log_uncaught(kind: type[BaseException], error: BaseException | None, _trace
         logger.critical("%s was not caught", kind.__name__, exc_info=error)
 
 
+#: Ends of lines, escape sequences of terminals, and letters that turn the direction of writing.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+
+
 class TextLines(logging.Formatter):
     """Lines for people; what they are about is at the end of the message."""
 
@@ -102,8 +107,10 @@ class TextLines(logging.Formatter):
         self._redact = redact
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - of the standard library
-        """Return the line without an exception's traceback."""
-        return super().formatMessage(record) + "".join(f" {name}={value}" for name, value in _all_words(record).items())
+        """Return the line without an exception's traceback; what somebody sent cannot look like another line."""
+        line = super().formatMessage(record)
+        line += "".join(f" {name}={value}" for name, value in _all_words(record).items())
+        return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), line)
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, or the lines of an exception."""
@@ -173,7 +180,7 @@ def make_redact(settings: Settings) -> Redact:
             text = own.sub(_HIDDEN, text)
         for pattern in (_BASIC, *_PATTERNS):
             text = pattern.sub(rf"\g<keep>{_HIDDEN}", text)
-        return text
+        return TOKEN.sub(_HIDDEN, text)
 
     return redact
 

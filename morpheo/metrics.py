@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter as Tally
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,12 +73,19 @@ def share_between_processes() -> None:
     values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]  # else chosen by the first import
 
 
-def make_registry(database: Database, data_dir: Path) -> CollectorRegistry:
-    """Return all metrics of a service, as its processes see them."""
+def make_registry(database: Database, data_dir: Path, marks: Mapping[str, Callable[[int], int]]) -> CollectorRegistry:
+    """
+    Return all metrics of a service, as its processes see them.
+
+    Args:
+        database: Of the jobs.
+        data_dir: Of this machine.
+        marks: Watermarks of its disk by name, as the bytes that stay free of so many.
+    """
     registry = CollectorRegistry()
     registry.register(MultiProcessCollector(None) if _SHARED in os.environ else _counted)  # type: ignore[no-untyped-call]
     registry.register(DatabaseCollector(database))
-    registry.register(_MachineCollector(data_dir))
+    registry.register(_MachineCollector(data_dir, marks))
     return registry
 
 
@@ -195,8 +202,9 @@ def _report_metrics(statistics: Statistics) -> Iterator[Metric]:
 
 
 class _MachineCollector(Collector):
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, marks: Mapping[str, Callable[[int], int]]) -> None:
         self._data_dir = data_dir
+        self._marks = marks
 
     def collect(self) -> Iterator[Metric]:
         build = GaugeMetricFamily("morpheo_build_info", "1, with the version as a label", labels=["version"])
@@ -211,6 +219,11 @@ class _MachineCollector(Collector):
                 disk = GaugeMetricFamily(name, meaning, labels=["folder"])
                 disk.add_metric(["data"], count)
                 yield disk
+            meaning = "Bytes that stay free: no job starts that could cross high, caches go to low"
+            mark = GaugeMetricFamily("morpheo_disk_mark_bytes", meaning, labels=["folder", "mark"])
+            for name, free in self._marks.items():
+                mark.add_metric(["data", name], free(usage.total))
+            yield mark
 
 
 class MeteredBlobStore:
@@ -221,6 +234,7 @@ class MeteredBlobStore:
         self.stat = blobs.stat
         self.delete = blobs.delete
         self.list = blobs.list
+        self.sweep = blobs.sweep
         self.check = blobs.check
 
     def put(self, key: str, source: Source, *, length: int | None = None) -> int:

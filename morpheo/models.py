@@ -15,6 +15,9 @@ from uuid import UUID
 
 NIL_UUID = UUID(int=0)
 
+#: Begins a tag that says whose algo a job runs, and that nobody can ask for (`morpheo.queues.in_lane`).
+LANE = "@"
+
 #: Namespace of the ids that are derived from a job's id, so that a second attempt gives the same ids.
 DERIVED_IDS = UUID("6f0e7a3e-5d3b-4c39-9a53-7d6a3b1f0c11")
 
@@ -50,6 +53,10 @@ class Artifact:
     #: Where the blob lies in the blob store; unique to one write.
     blob_key: str
     created_at: datetime
+    #: Why its blob cannot be used, if it is known to be lost or damaged; empty is nothing known.
+    quarantine: str = ""
+    #: Name of the user whom it belongs to; empty is nobody.
+    owner: str = ""
 
 
 class JobKind(enum.StrEnum):
@@ -133,12 +140,14 @@ class Cause(enum.StrEnum):
 
 
 class StepName(enum.StrEnum):
-    """The parts of a job that take time: two image builds and four containers."""
+    """The parts of a job that take time: two image builds and five containers."""
 
     BUILD_PROBLEM = "build_problem"
     BUILD_ALGO = "build_algo"
     DETARGET = "detarget"
     TRAIN = "train"
+    #: HDF5 predictions are written anew, value by value.
+    SANITIZE = "sanitize"
     PERF = "perf"
     PREDICT = "predict"
 
@@ -200,6 +209,8 @@ class LearnSpec:
     rank: int = 0
     #: What its worker must have, sorted (`morpheo.queues.checked_tags`).
     tags: tuple[str, ...] = ()
+    #: How long each of its containers may run, if that is less than the worker allows.
+    time_limit_s: int | None = None
 
     kind = JobKind.LEARN
 
@@ -227,6 +238,8 @@ class PredictSpec:
     data: UUID
     #: What its worker must have, sorted.
     tags: tuple[str, ...] = ()
+    #: How long its container may run, if that is less than the worker allows.
+    time_limit_s: int | None = None
 
     kind = JobKind.PREDICT
 
@@ -270,8 +283,13 @@ class StepRecord:
     oom_killed: bool = False
     #: Highest memory use seen, None if the engine told none.
     peak_memory_bytes: int | None = None
-    #: Key of the step's log in the blob store.
+    #: Key of the step's log in the blob store, when it is whole.
     log_key: str | None = None
+    #: Size of that blob; None if an older version wrote it.
+    log_bytes: int | None = None
+    #: Byte of that blob before which some were left out, and how many.
+    log_gap_at: int | None = None
+    log_gap_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,3 +331,17 @@ class Job:
     #: Whether the orchestrator made it, rather than an order from outside.
     planned: bool = False
     attempts: tuple[Attempt, ...] = ()
+    #: Name of the user who ordered it, or of the owner of the algo in a chain; empty is nobody.
+    owner: str = ""
+    #: User of the worker that is not ours and has or had it.
+    held_by: str | None = None
+
+
+def cancel_answer(before: Job, after: Job) -> str:
+    """Return in a sentence what asking to cancel a job has led to; `before` is the job as it was then."""
+    if before.state.is_final:
+        return f"the job had ended already, it is {before.state}; nothing was changed"
+    if after.state.is_final:
+        return f"the job is {after.state}"
+    again = "was requested before" if before.cancel_requested else "requested"
+    return f"cancel {again}; the job's worker stops it within a few seconds"

@@ -7,6 +7,7 @@ of 2017, until it is answered: at least once, and the reports of one job in thei
 
 from __future__ import annotations
 
+import enum
 import logging
 import random
 import threading
@@ -34,6 +35,8 @@ TAKEN_S = 60.0
 LONGEST_SILENCE_S = 30.0
 #: The same for a report that was answered with an error.
 LONGEST_TROUBLE_S = 300.0
+#: Errors one after the other that end a round: then it is most likely not the reports.
+TROUBLE_IN_A_ROW = 10
 
 #: Errors, besides those from 500, that say nothing about the report.
 _TRY_AGAIN = (
@@ -70,6 +73,19 @@ def _end(job: Job) -> dict[str, Any]:
     return {"status": "done", "perf": scores.perf, "train_perf": scores.train_perf, "test_perf": scores.test_perf}
 
 
+class _Sent(enum.Enum):
+    """What became of a report."""
+
+    #: Answered for good, also if it was refused.
+    WELL = enum.auto()
+    #: Answered with an error that may end.
+    TROUBLE = enum.auto()
+    NO_ANSWER = enum.auto()
+
+
+_LONGEST_S = {_Sent.TROUBLE: LONGEST_TROUBLE_S, _Sent.NO_ANSWER: LONGEST_SILENCE_S}
+
+
 class Reporter:
     """
     Sends reports.
@@ -103,9 +119,11 @@ class Reporter:
         """
         Send the reports that are due, one after the other.
 
+        A report that is answered with an error is put off, and with it only what follows it of the same job.
+
         Returns:
-            Whether all went well. The first one that gets no answer, or one that promises nothing for the others, is
-            put off and ends the round: a server that is down is not sent thousands.
+            Whether the next round may come soon. A report that gets no answer ends the round, and so do
+            `TROUBLE_IN_A_ROW` errors: a server that is down is not sent thousands.
 
         Raises:
             DatabaseUnavailable: the database does not answer; what was sent may be sent again.
@@ -113,22 +131,25 @@ class Reporter:
         with self._database.read() as work:
             if not work.reports.any_due():
                 return True
+        trouble = 0
         for _ in range(BATCH):
             with self._database.begin() as work:
                 report = work.reports.take(for_s=TAKEN_S)
             if report is None:
                 break
             # In no transaction: an orchestrator that hangs must not hold a lock.
-            delay_s = self._send(report)
+            sent = self._send(report)
             with self._database.begin() as work:
-                if delay_s is not None:
-                    work.reports.put_off(report, for_s=delay_s)
-                    return False
-                work.reports.delete(report)
+                if sent is _Sent.WELL:
+                    work.reports.delete(report)
+                else:
+                    work.reports.put_off(report, for_s=_delay_s(report.tries, longest_s=_LONGEST_S[sent]))
+            trouble = trouble + 1 if sent is _Sent.TROUBLE else 0
+            if sent is _Sent.NO_ANSWER or trouble == TROUBLE_IN_A_ROW:
+                return False
         return True
 
-    def _send(self, report: Report) -> float | None:
-        """Send a report; return after how many seconds to send it again, or None: it was answered for good."""
+    def _send(self, report: Report) -> _Sent:
         words = {"job": str(report.job), "path": report.path}
         try:
             answer = self._orchestrator.request(
@@ -140,13 +161,13 @@ class Reporter:
                 raise ApiError("it sent the report elsewhere; correct MORPHEO_ORCHESTRATOR_URL", status=502)
         except ApiUnavailable as exc:
             logger.warning("report put off: %s", exc, extra=words)
-            return _delay_s(report.tries, longest_s=LONGEST_SILENCE_S)
+            return _Sent.NO_ANSWER
         except ApiError as exc:
             if exc.status in _TRY_AGAIN or exc.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 logger.warning("report put off: the orchestrator answered %d (%s)", exc.status, exc, extra=words)
-                return _delay_s(report.tries, longest_s=LONGEST_TROUBLE_S)
+                return _Sent.TROUBLE
             logger.warning("report refused for good: %d (%s)", exc.status, exc, extra=words)
-        return None
+        return _Sent.WELL
 
 
 def _delay_s(tries: int, *, longest_s: float) -> float:

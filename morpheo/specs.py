@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from morpheo.models import JobKind, JobSpec, LearnSpec, PredictSpec
+from morpheo.models import LANE, JobKind, JobSpec, LearnSpec, PredictSpec
+
+#: Fields that are left out where an order does not give them.
+_OPTIONAL = frozenset({"tags", "time_limit_s"})
 
 
 def spec_to_dict(spec: JobSpec) -> dict[str, Any]:
@@ -19,9 +23,9 @@ def spec_to_dict(spec: JobSpec) -> dict[str, Any]:
             return str(value)
         return [str(item) for item in value] if isinstance(value, tuple) else value
 
-    # Without tags it is what it was before there were any: the digest of an order must not change.
+    # Without the optional fields it is what it was before there were any: the digest of an order must not change.
     values = {item.name: getattr(spec, item.name) for item in dataclasses.fields(spec)}
-    return {name: plain(value) for name, value in values.items() if name != "tags" or value}
+    return {name: plain(value) for name, value in values.items() if name not in _OPTIONAL or value}
 
 
 def spec_from_dict(kind: JobKind, values: dict[str, Any]) -> JobSpec:
@@ -38,10 +42,19 @@ def spec_from_dict(kind: JobKind, values: dict[str, Any]) -> JobSpec:
             return tuple(UUID(item) for item in value)
         return UUID(value) if isinstance(value, str) else value
 
-    names = {item.name for item in dataclasses.fields(cls)} - {"tags"}
-    return cls(**{name: rich(values[name]) for name in names}, tags=tuple(values.get("tags", ())))
+    names = {item.name for item in dataclasses.fields(cls)} - _OPTIONAL
+    return cls(
+        **{name: rich(values[name]) for name in names},
+        tags=tuple(values.get("tags", ())),
+        time_limit_s=values.get("time_limit_s"),
+    )
 
 
 def spec_digest(spec: JobSpec) -> str:
-    """Return the sha256 of a spec, to tell a repeated order from a different one with the same id."""
-    return hashlib.sha256(json.dumps(spec_to_dict(spec), sort_keys=True).encode()).hexdigest()
+    """
+    Return the sha256 of a spec, to tell a repeated order from a different one with the same id.
+
+    Where it runs does not count: whether submitters are kept apart is not what was ordered.
+    """
+    ordered = replace(spec, tags=tuple(tag for tag in spec.tags if not tag.startswith(LANE)))
+    return hashlib.sha256(json.dumps(spec_to_dict(ordered), sort_keys=True).encode()).hexdigest()

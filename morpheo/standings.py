@@ -17,7 +17,7 @@ class Chain:
 
     algo: UUID
     name: str
-    #: Ids of the jobs, as text.
+    #: Ids of the jobs, as text of the database: 20,000 UUIDs take long to make.
     jobs: Sequence[str] = ()
     ranks: Sequence[int] = ()
     #: Files that the rank itself trained on.
@@ -27,8 +27,7 @@ class Chain:
 
     def best(self, *, higher_is_better: bool) -> int | None:
         """Return the position of the best score, of equals the first; None if there is none."""
-        choose = max if higher_is_better else min
-        return choose(range(len(self.perf)), key=self.perf.__getitem__, default=None)
+        return self.perf.index((max if higher_is_better else min)(self.perf)) if self.perf else None
 
 
 @dataclass(frozen=True, kw_only=True)

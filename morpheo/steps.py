@@ -3,90 +3,72 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Self
 
-from morpheo.errors import Unavailable
 from morpheo.logs import adding
 from morpheo.models import Job, StepName, StepRecord
+from morpheo.pieces import LogShipper
 from morpheo.runtime.contract import StepResult
+from morpheo.runtime.log import BoundedLog
 from morpheo.storage.blobs import BlobStore
 from morpheo.storage.database import Database
 
-logger = logging.getLogger(__name__)
+#: How long the end of an attempt waits for its logs to be stored, in seconds.
+FINISH_S = 5.0
 
 
 @dataclass
 class OpenStep:
     """A step that is under way; what is known of it so far."""
 
-    log: bytes = b""
+    #: Takes what its container or build writes.
+    log: BoundedLog
     result: StepResult | None = None
 
 
 class StepLog:
     """
-    Writes the steps of one attempt.
+    Writes the steps of one attempt; used in a ``with`` block that lasts as long as the attempt.
+
+    Steps are for people to read: a database or blob store that does not answer delays them, and never the job.
 
     Args:
         database: Keeps the rows.
-        blobs: Keeps the logs, under ``logs/<job>/<attempt>/<step>``.
+        blobs: Keeps the logs.
         job: The job, with the number of the attempt.
+        log_bytes: How much of each log is kept.
     """
 
-    def __init__(self, database: Database, blobs: BlobStore, job: Job) -> None:
-        self._database = database
-        self._blobs = blobs
-        self._job = job
-        self._count = 0
+    def __init__(self, database: Database, blobs: BlobStore, job: Job, *, log_bytes: int) -> None:
+        self._shipper = LogShipper(database, blobs, job, log_bytes=log_bytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._shipper.finish(FINISH_S)
 
     @contextlib.contextmanager
     def recording(self, name: StepName) -> Iterator[OpenStep]:
         """Record a step that lasts as long as the block, however that ends."""
-        with adding(step=name), self._recorded(name) as step:
-            yield step
-
-    @contextlib.contextmanager
-    def _recorded(self, name: StepName) -> Iterator[OpenStep]:
-        with self._database.begin() as work:
-            work.steps.begin(self._job.id, self._job.attempt, name, position=self._count)
-        self._count += 1
+        stream = self._shipper.begin(name)
+        step = OpenStep(stream.log)
         began = time.monotonic()
-        step = OpenStep()
         try:
-            yield step
+            with adding(step=name):
+                yield step
         finally:
-            self._end(name, step, time.monotonic() - began)
-
-    def _end(self, name: StepName, step: OpenStep, seconds: float) -> None:
-        result = step.result
-        record = StepRecord(
-            name=name,
-            started_at=datetime.now(UTC),  # the row has the database's time
-            seconds=seconds,
-            exit_code=result.exit_code if result else None,
-            oom_killed=bool(result and result.oom_killed),
-            peak_memory_bytes=result.peak_memory_bytes if result else None,
-            log_key=self._keep_log(name, step.log or (result.log if result else b"")),
-        )
-        try:
-            with self._database.begin() as work:
-                work.steps.end(self._job.id, self._job.attempt, record)
-        except Unavailable:
-            # A step's row is for people to read; the job's own end must not depend on it.
-            logger.warning("step not recorded", exc_info=True)
-
-    def _keep_log(self, name: StepName, log: bytes) -> str | None:
-        if not log:
-            return None
-        key = f"logs/{self._job.id}/{self._job.attempt}/{name}"
-        try:
-            self._blobs.put(key, io.BytesIO(log), length=len(log))
-        except Unavailable:
-            logger.warning("log not kept", exc_info=True)
-            return None
-        return key
+            result = step.result
+            record = StepRecord(
+                name=name,
+                started_at=datetime.now(UTC),  # the row has the database's time
+                seconds=time.monotonic() - began,
+                exit_code=result.exit_code if result else None,
+                oom_killed=bool(result and result.oom_killed),
+                peak_memory_bytes=result.peak_memory_bytes if result else None,
+            )
+            self._shipper.end(stream, record)

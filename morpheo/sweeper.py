@@ -2,26 +2,32 @@
 Repairs what messages, workers and machines lose. Every worker sweeps; sweeping twice, or at once, changes nothing.
 
 In the database: jobs whose message was lost are published again; jobs whose worker went silent go back to the queue,
-or end. On this node: containers and workspaces that belong to no running attempt are removed. In the blob store:
-blobs that no row names.
+or end. On this node: containers and workspaces that belong to no running attempt are removed, and containers that have
+outlived their deadline are killed. In the blob store: blobs that no row names.
 """
 
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from morpheo.actors import acting_as
 from morpheo.artifacts import ArtifactService
-from morpheo.errors import NotFound, RuntimeUnavailable, Unavailable
-from morpheo.failures import worker_lost
+from morpheo.errors import CorruptRow, NotFound, RuntimeUnavailable, Unavailable
+from morpheo.failpoints import failpoint
+from morpheo.failures import LEASE_LOST, worker_lost
 from morpheo.jobs import Publisher
 from morpheo.models import AttemptOutcome, Job, JobKind, JobState
 from morpheo.queues import queue_name
+from morpheo.runtime.cache import NodeCache
 from morpheo.runtime.contract import ContainerRuntime, Engines, Owner
 from morpheo.runtime.workspace import owner_of, remove_tree
 from morpheo.storage.database import Database, UnitOfWork
+from morpheo.transcripts import Transcripts
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +49,12 @@ class Sweeper:
         database: Keeps the jobs.
         publisher: Gives messages to the broker.
         artifacts: Finds blobs without a row.
+        transcripts: Finds logs without a row.
         engines: Where this node's containers are.
+        cache: What this node keeps.
         work_dir: This node's workspaces.
         max_attempts: Attempts that lost workers may cost a job.
+        lease_s: How long a worker holds a job without renewing its lease, in seconds.
     """
 
     def __init__(
@@ -53,17 +62,23 @@ class Sweeper:
         database: Database,
         publisher: Publisher,
         artifacts: ArtifactService,
+        transcripts: Transcripts,
         engines: Engines,
+        cache: NodeCache,
         *,
         work_dir: Path,
         max_attempts: int,
+        lease_s: float,
     ) -> None:
         self._database = database
         self._publisher = publisher
         self._artifacts = artifacts
+        self._transcripts = transcripts
         self._engines = engines
+        self._cache = cache
         self._work_dir = work_dir
         self._max_attempts = max_attempts
+        self._lease_s = lease_s
         self._blobs_swept_at = time.monotonic()
 
     def run(self, stop: threading.Event, *, every_s: float) -> None:
@@ -73,11 +88,19 @@ class Sweeper:
             if stop.wait(every_s):
                 return
 
+    def reconcile(self) -> None:
+        """Put this node in order, before it takes work: what a worker left that was killed goes."""
+        self._do(self.clean_node)
+
     def sweep(self) -> None:
         """Do all of it once; a part that fails is logged and leaves the others to run."""
-        for part in (self.recover_lost, self.publish_waiting, self.clean_node, self._sweep_blobs):
+        self._do(self.recover_lost, self.publish_waiting, self.clean_node, self._kill_overdue, self._sweep_blobs)
+
+    def _do(self, *parts: Callable[[], object]) -> None:
+        for part in parts:
             try:
-                part()
+                with acting_as(f"sweeper:{socket.gethostname()}"):
+                    part()
             except Unavailable as exc:
                 logger.warning("%s put off: %s", part.__name__, exc)
             except Exception:
@@ -93,20 +116,25 @@ class Sweeper:
     def _recover_one(self) -> bool:
         # One in a transaction: its end may plan, and who plans for two problems in any order waits for himself.
         with self._database.begin() as work:
-            job = work.jobs.expired()
-            if job is not None:
-                self._recover(work, job)
-        return job is not None
+            job_id = work.recovery.expired(lease_s=self._lease_s)
+            if job_id is not None:
+                try:
+                    self._recover(work, work.jobs.get(job_id))
+                except CorruptRow as exc:
+                    logger.error("%s; it is ended", exc)  # noqa: TRY400 - where it was found says nothing
+                    work.recovery.bury(job_id)
+                failpoint("in_recovery")
+        return job_id is not None
 
     def _recover(self, work: UnitOfWork, job: Job) -> None:
         strikes = job.strikes + 1
         if job.cancel_requested:
             work.jobs.cancelled(job.id, job.attempt)
         elif strikes >= self._max_attempts:
-            work.jobs.fail(job.id, job.attempt, worker_lost(strikes))
+            work.jobs.fail(job.id, job.attempt, worker_lost(job.attempts))
         else:
-            message = f"worker {job.worker} stopped renewing the lease"
-            work.jobs.requeue(job.id, job.attempt, outcome=AttemptOutcome.LOST, message=message, delay_s=0, strikes=1)
+            lost = AttemptOutcome.LOST
+            work.jobs.requeue(job.id, job.attempt, outcome=lost, message=LEASE_LOST, delay_s=0, strikes=1)
         logger.warning("lease ran out", extra={"job": str(job.id), "attempt": job.attempt, "strikes": strikes})
 
     def publish_waiting(self) -> int:
@@ -122,6 +150,10 @@ class Sweeper:
         older_than_s = None if waiting >= queued else REPUBLISH_BUSY_S if waiting else REPUBLISH_S
         with self._database.read() as work:
             specs = work.messages.unpublished(kind, tags, older_than_s=older_than_s, limit=BATCH)
+        for job_id in work.messages.damaged:
+            logger.error("the order of job %s cannot be read; it is ended", job_id)
+            with self._database.begin() as work:
+                work.recovery.bury(job_id)
         for spec in specs:  # in no transaction: a broker that hangs must not hold a lock
             self._publisher.publish(spec)
             with self._database.begin() as work:
@@ -129,7 +161,8 @@ class Sweeper:
         return len(specs)
 
     def clean_node(self) -> int:
-        """Remove containers and workspaces of attempts that are over; return how many attempts there were."""
+        """Remove what attempts that are over left on this node; return how many attempts with containers or folders."""
+        self._cache.drop_abandoned()
         folders = {path: owner for path in _children(self._work_dir) if (owner := owner_of(path)) is not None}
         over = {owner for owner in folders.values() if not self._is_live(owner)}
         failure: RuntimeUnavailable | None = None
@@ -159,10 +192,15 @@ class Sweeper:
             return False
         return job.state is JobState.RUNNING and job.attempt == owner.attempt
 
+    def _kill_overdue(self) -> None:
+        for engine in self._engines:
+            engine.kill_overdue()
+
     def _sweep_blobs(self) -> None:
         if time.monotonic() - self._blobs_swept_at >= BLOBS_EVERY_S:
             self._blobs_swept_at = time.monotonic()
             self._artifacts.sweep()
+            self._transcripts.sweep()
 
 
 def _children(folder: Path) -> list[Path]:

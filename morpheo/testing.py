@@ -22,17 +22,23 @@ from uuid import UUID, uuid4
 from morpheo.errors import BrokerUnavailable, InvalidInput, NotFound, RuntimeUnavailable
 from morpheo.models import JobSpec, LearnSpec, PredictSpec
 from morpheo.runtime.contract import (
+    SIGKILLED,
+    UNCHECKED,
     BuildResult,
     BuildSpec,
     ContainerSpec,
+    EngineFacts,
     ImageInfo,
     Interrupt,
     Owner,
     StepResult,
+    unchecked_owner,
 )
+from morpheo.runtime.log import BoundedLog
 from morpheo.storage.blobs import CHUNK_SIZE, BlobStat, ExactSource, Source, checked_key, pieces
 
-_KILLED = 137
+#: How much is kept of a log that the caller does not keep.
+_LOG_BYTES = 1 << 20
 
 
 class MemoryBlobStore:
@@ -71,6 +77,10 @@ class MemoryBlobStore:
                 return
             yield self.stat(key)
 
+    def sweep(self, _before: datetime) -> int:
+        """Remove nothing: a write that ends early leaves nothing here."""
+        return 0
+
     def check(self) -> None:
         """Always passes."""
 
@@ -107,9 +117,9 @@ class RecordingPublisher:
 class FakeContainer:
     """What a fake program sees: its arguments, the folders mounted into it, and a log."""
 
-    def __init__(self, spec: ContainerSpec, ended: threading.Event) -> None:
+    def __init__(self, spec: ContainerSpec, ended: threading.Event, log: BoundedLog) -> None:
         self.args = spec.args
-        self.log = bytearray()
+        self.log = log
         self._binds = spec.binds
         self._ended = ended
 
@@ -140,7 +150,7 @@ class FakeContainer:
 
     def print(self, text: str) -> None:
         """Write a line to the log."""
-        self.log += text.encode() + b"\n"
+        self.log.write(text.encode() + b"\n")
 
     def sleep(self, seconds: float) -> None:
         """Wait, unless the container is killed."""
@@ -199,10 +209,25 @@ class FakeRuntime:
         self._untag(image_id)
         self._images.pop(image_id, None)
 
+    def drop_image(self, tag: str) -> bool:
+        """Remove an image by its tag."""
+        self._images.pop(self._tags.pop(tag, ""), None)
+        return True
+
+    def drop_unchecked(self, *, older_than_s: float) -> int:
+        """Remove images that were never checked."""
+        return sum(self.drop_image(tag) for tag in list(self._tags) if tag.startswith(UNCHECKED))
+
+    def facts(self) -> EngineFacts:
+        """Return nothing: images here are words, and what is mounted is not seen."""
+        return EngineFacts()
+
     def _untag(self, image_id: str) -> None:
         self._tags = {tag: tagged for tag, tagged in self._tags.items() if tagged != image_id}
 
-    def build(self, context: BinaryIO, spec: BuildSpec, *, interrupt: Interrupt) -> BuildResult:
+    def build(
+        self, context: BinaryIO, spec: BuildSpec, *, interrupt: Interrupt, log: BoundedLog | None = None
+    ) -> BuildResult:
         """Read the Dockerfile of a context, and remember its program."""
         self.check()
         interrupt.check()
@@ -213,6 +238,7 @@ class FakeRuntime:
                     dockerfile = file.read()
         lines = dockerfile.decode().splitlines()
         self.history.append(spec.tag)
+        (log or BoundedLog(_LOG_BYTES)).write(dockerfile)
         if "RUN false" in lines:
             return BuildResult(image_id=None, log=dockerfile, seconds=0.0, error="'false' returned a non-zero code: 1")
         entrypoint = next((line for line in lines if line.startswith("ENTRYPOINT")), "")
@@ -220,7 +246,7 @@ class FakeRuntime:
         self._images[image_id] = entrypoint.strip('"] ').rpartition('"')[2]
         return BuildResult(image_id=image_id, log=dockerfile, seconds=0.0)
 
-    def run(self, spec: ContainerSpec, *, interrupt: Interrupt) -> StepResult:
+    def run(self, spec: ContainerSpec, *, interrupt: Interrupt, log: BoundedLog | None = None) -> StepResult:
         """Call an image's program."""
         self.check()
         interrupt.check()
@@ -231,7 +257,7 @@ class FakeRuntime:
         ended = threading.Event()
         timer = threading.Timer(spec.timeout_s, ended.set)
         self._running[spec.name] = spec.owner, ended
-        container = FakeContainer(spec, ended)
+        container = FakeContainer(spec, ended, log or BoundedLog(_LOG_BYTES))
         began = time.monotonic()
         timer.start()
         try:
@@ -245,23 +271,33 @@ class FakeRuntime:
         seconds = time.monotonic() - began
         timed_out = seconds >= spec.timeout_s
         return StepResult(
-            exit_code=_KILLED if ended.is_set() else exit_code,
+            exit_code=SIGKILLED if ended.is_set() else exit_code,
             timed_out=timed_out,
             seconds=seconds,
-            log=bytes(container.log),
+            log=container.log.text(),
         )
 
     def owners(self) -> list[Owner]:
-        """Return to whom the running containers belong."""
+        """Return to whom the running containers and the unchecked images belong."""
         self.check()
-        return sorted({owner for owner, _ in self._running.values()}, key=str)
+        unchecked = {owner for tag in self._tags if (owner := unchecked_owner(tag)) is not None}
+        return sorted({owner for owner, _ in self._running.values()} | unchecked, key=str)
 
     def remove(self, owner: Owner) -> None:
-        """Kill the containers of an attempt."""
+        """Kill the containers of an attempt, and remove its unchecked images."""
         self.check()
+        for tag, image_id in list(self._tags.items()):
+            found = unchecked_owner(tag)
+            if found is not None and (found.job_id, found.attempt) == (owner.job_id, owner.attempt):
+                self.remove_image(image_id)
         for running, ended in list(self._running.values()):
             if (running.job_id, running.attempt) == (owner.job_id, owner.attempt):
                 ended.set()
+
+    def kill_overdue(self) -> int:
+        """Kill nothing: a container of this engine never outlives its deadline."""
+        self.check()
+        return 0
 
 
 def _call(program: Program, container: FakeContainer) -> int:
@@ -287,16 +323,8 @@ def make_archive(files: Mapping[str, bytes | str]) -> bytes:
 
 def make_learn_spec(**changes: Any) -> LearnSpec:
     """Return a learn order with random ids."""
-    values: dict[str, Any] = {
-        "id": uuid4(),
-        "problem": uuid4(),
-        "workflow": uuid4(),
-        "algo": uuid4(),
-        "train_data": (uuid4(),),
-        "test_data": (uuid4(),),
-        "model_start": None,
-        "model_end": uuid4(),
-    }
+    values: dict[str, Any] = {name: uuid4() for name in ("id", "problem", "workflow", "algo", "model_end")}
+    values |= {"train_data": (uuid4(),), "test_data": (uuid4(),), "model_start": None}
     return LearnSpec(**{**values, **changes})
 
 

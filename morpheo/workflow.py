@@ -3,7 +3,8 @@ Which containers a job consists of: pure, so that the contract of ``wire-spec`` 
 
 A learn job is detarget (problem image) → train (algo image) → perf (problem image); a predict job is predict (algo
 image). Nothing untrusted is writable but the output folders; scoring reads copies that no algo could touch, and the
-hidden data has a path that cannot be guessed, because a prediction file may contain links (``trust`` 0.1).
+hidden data has a path that cannot be guessed, because a prediction file may contain links (``trust`` 0.1). Where
+predictions are HDF5, which can hold links, sanitize (an image of the platform) comes before perf.
 """
 
 from __future__ import annotations
@@ -54,6 +55,28 @@ def learn_steps(hidden: str) -> tuple[Step, Step, Step]:
                 Mount(folder=Folder.VISIBLE, target="/submission_data/test"),
                 Mount(folder=Folder.TEST_PRED, target="/submission_data/test/pred", harvested=True),
             ),
+        ),
+    )
+
+
+def sanitize_step(program: str, max_bytes: int) -> Step:
+    """
+    Return the step that writes HDF5 predictions anew; it sees the harvested predictions and nothing else.
+
+    Args:
+        program: Python source that takes the folders to read and to write, and the largest logical size of a file.
+        max_bytes: That size.
+    """
+    return Step(
+        name=StepName.SANITIZE,
+        image=Image.PLATFORM,
+        entrypoint=("python3", "-I", "-B", "-c", program),
+        args=("/predictions", "/clean", str(max_bytes)),
+        mounts=(
+            Mount(folder=Folder.TRAIN_PRED, target="/predictions/train", harvested=True),
+            Mount(folder=Folder.TEST_PRED, target="/predictions/test", harvested=True),
+            Mount(folder=Folder.TRAIN_CLEAN, target="/clean/train", writable=True),
+            Mount(folder=Folder.TEST_CLEAN, target="/clean/test", writable=True),
         ),
     )
 

@@ -1,22 +1,24 @@
 """
 Fixtures for all tests.
 
-Services are real and started once for the whole run. Where one is missing its tests are skipped, unless the variable
-CI is set: then they fail.
+Services are real and started once for the whole run, or once for each process of a run with pytest-xdist. Where one is
+missing its tests are skipped, unless the variable CI is set: then they fail.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psycopg
 import pytest
 from docker import APIClient
+from xdist.scheduler import LoadFileScheduling
 
 from morpheo.storage import migrate
 from morpheo.storage.blobs import BlobStore
@@ -41,6 +43,32 @@ from tests.support.services import (
 BASE_IMAGE = "morpheo/base:1"
 
 
+class OneProcessForTheEngine(LoadFileScheduling):
+    """
+    Gives each file to one process, and all files that use the engine to the same.
+
+    Many of these look at all that the engine has, before and after; and of two workers that make the same image at
+    once, one leaves its image without a name. Faults do not share one: each process has an installation of its own.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith("tests/faults/"):
+            return nodeid
+        file: str = super()._split_scope(nodeid)
+        return "the engine" if _uses_engine(file) else file
+
+
+@functools.cache
+def _uses_engine(file: str) -> bool:
+    # The process that distributes collects no tests: it knows their names, but not their marks.
+    return "pytest.mark.docker" in (Path(__file__).parent.parent / file).read_text()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """Distribute the tests of a run with pytest-xdist."""
+    return OneProcessForTheEngine(config, log)
+
+
 def missing(what: str) -> NoReturn:
     """Skip a test, or fail it in CI, because a service is not there."""
     if os.environ.get("CI"):
@@ -48,13 +76,33 @@ def missing(what: str) -> NoReturn:
     pytest.skip(f"{what} is missing; `make test` installs it")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def clean_environment_of_all() -> Iterator[None]:
+    """Keep a developer's own settings out of the fixtures that many tests share."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in _own_settings():
+            monkeypatch.delenv(name)
+        set_login(monkeypatch)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Keep a developer's own settings out of the tests."""
-    for name in list(os.environ):
-        if name.startswith("MORPHEO_") and name != "MORPHEO_ENGINE_DIR":
-            monkeypatch.delenv(name)
+    """Keep what another test left out of a test, and give it a folder."""
+    for name in _own_settings():
+        monkeypatch.delenv(name)
     monkeypatch.setenv("MORPHEO_DATA_DIR", str(tmp_path / "data"))
+    set_login(monkeypatch)
+
+
+def set_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let services have the user and the password of 2017's defaults."""
+    monkeypatch.setenv("MORPHEO_USER", "u")
+    monkeypatch.setenv("MORPHEO_PASSWORD", "p")
+
+
+def _own_settings() -> list[str]:
+    return [name for name in os.environ if name.startswith("MORPHEO_") and name != "MORPHEO_ENGINE_DIR"]
 
 
 @pytest.fixture(scope="session")

@@ -8,34 +8,36 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 from flask import Flask, Request, Response, current_app, g, jsonify, request
-from flask_smorest import Api
+from flask_cors import CORS
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from morpheo import __version__
+from morpheo.actors import ANONYMOUS, UNKNOWN, act_as
 from morpheo.api import errors
 from morpheo.api.digests import AnnouncedDigests
+from morpheo.api.openapi import MorpheoApi
+from morpheo.config import Settings
 from morpheo.errors import InvalidInput, Unavailable
 from morpheo.logs import about_request
 from morpheo.resources import Resources
 
 HealthChecks = Mapping[str, Callable[[], None]]
 
+#: What a process of the server does while it answers its first requests, among an application's extensions.
+AT_START = "morpheo.at_start"
 #: Header with the name of a request, in requests and answers.
 REQUEST_ID = "X-Request-ID"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-class MorpheoApi(Api):
-    """flask-smorest, with the project's error handlers in place of its own."""
-
-    def _register_error_handlers(self) -> None:
-        errors.register(self._app)
-
-
 def create_app(name: str, title: str, resources: Resources, *, error_key: str = "error") -> tuple[Flask, MorpheoApi]:
     """Return an application that knows its resources and the key of its errors, and its OpenAPI registry."""
-    app = Flask(name)
+    app = Flask(name, static_folder=None)
+    if proxies := resources.settings.trusted_proxies:
+        # Of each header only what the nearest proxies wrote; a client can write what it likes before that.
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
     app.url_map.strict_slashes = False
     app.json.compact = True  # type: ignore[attr-defined]  # of Flask's default provider
     app.config.update(
@@ -47,6 +49,8 @@ def create_app(name: str, title: str, resources: Resources, *, error_key: str = 
     )
     app.config[errors.ERROR_KEY] = error_key
     app.extensions["morpheo"] = resources
+    app.before_request(lambda: act_as(ANONYMOUS))
+    app.teardown_request(lambda _error: act_as(UNKNOWN))
     app.before_request(_name_request)
     app.after_request(_harden)
     return app, MorpheoApi(app)
@@ -108,8 +112,40 @@ def _name_request() -> None:
     about_request(g.request_id)
 
 
+#: For all answers. Where an answer is opened in a browser, nothing in it may run, be framed or lead elsewhere.
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+}
+#: For pages, whose scripts and styles are their service's own files.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self'; "
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+#: A year, as hstspreload.org asks for.
+_HSTS = "max-age=31536000; includeSubDomains"
+
+
+def allow_origins(app: Flask, settings: Settings, *, methods: list[str]) -> None:
+    """Let web pages of the origins of the settings call an application; with * without their cookies and logins."""
+    if not settings.cors_origins:
+        return
+    # Before authentication: a browser sends no password with its preflight.
+    credentials = "*" not in settings.cors_origins
+    CORS(app, origins=list(settings.cors_origins), supports_credentials=credentials, methods=methods)
+
+
 def _harden(response: Response) -> Response:
-    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    if response.mimetype == "text/html":
+        response.headers.setdefault("Content-Security-Policy", _PAGE_POLICY)
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    if g.get("logged_in"):
+        response.headers.setdefault("Cache-Control", "no-store")
+    if request.is_secure:
+        response.headers.setdefault("Strict-Transport-Security", _HSTS)
     response.headers[REQUEST_ID] = g.request_id
     # As RFC 9110 writes it, not in capitals: a client of 2017 looks for "409 Conflict".
     response.status = f"{response.status_code} {HTTPStatus(response.status_code).phrase}"

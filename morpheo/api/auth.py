@@ -1,30 +1,72 @@
-"""Who may call: HTTP Basic with one user, as in 2017."""
+"""
+Who calls: HTTP Basic with a user's name and password, as in 2017, or ``Authorization: Bearer`` with a token.
+
+All is decided before the body is read. Who they are is up to `morpheo.logins`, what they may do to
+`morpheo.api.rights`.
+"""
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
 
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 
+from morpheo.access import NOBODY, ORCHESTRATOR_OF_2017, Principal
+from morpheo.actors import act_as
 from morpheo.api.app import current_resources
-
-_PUBLIC = frozenset({"/", "/health", "/metrics", "/openapi.json"})
-
-
-def require_basic_auth(app: Flask, refusal: Callable[[], Response]) -> None:
-    """Answer `refusal` on all but the public routes, before the body is read, to whoever is not the settings' user."""
-    app.before_request(lambda: None if _may_call() else refusal())
+from morpheo.api.rights import admit, is_public, rule_of, too_many
+from morpheo.errors import Throttled
 
 
-def _may_call() -> bool:
-    if request.path in _PUBLIC or request.method == "OPTIONS":
-        return True
-    settings = current_resources().settings
+def require_login(app: Flask, refusal: Callable[[], Response]) -> None:
+    """Answer `refusal` to who gives no right password or token, and 403 to who may not, on all but public routes."""
+    app.before_request(lambda: _decide(refusal))
+
+
+def caller() -> Principal:
+    """Return who made this request, with those of their roles that allow it; `NOBODY` on public routes."""
+    principal: Principal = g.get("caller") or NOBODY
+    return principal
+
+
+def _decide(refusal: Callable[[], Response]) -> Response | None:
+    # A browser sends no password with its preflight.
+    if is_public(request.endpoint) or request.method == "OPTIONS":
+        return None
+    try:
+        principal = _who()
+    except Throttled as exc:
+        return too_many(str(exc), exc.retry_after_s)
+    if principal is None:
+        return _challenge(refusal())
+    g.logged_in = True
+    if not principal.is_admin and (wait_s := current_resources().rate_limit.take(principal.name)):
+        return too_many("too many requests", wait_s)
+    return admit(principal)
+
+
+def _who() -> Principal | None:
+    resources = current_resources()
     given = request.authorization
-    user = (given.username if given and given.type == "basic" else None) or ""
-    password = (given.password if given and given.type == "basic" else None) or ""
-    # Both are compared whatever the first says, so that the time tells nothing.
-    same_user = hmac.compare_digest(user.encode(), settings.user.encode())
-    same_password = hmac.compare_digest(password.encode(), settings.password.get_secret_value().encode())
-    return same_user and same_password
+    principal: Principal | None = None
+    if "Authorization" not in request.headers:
+        rule = rule_of(request.endpoint, request.method)
+        # Its orders stay those of "anonymous" in the audit trail: nobody has said who they are.
+        if rule is not None and rule.from_2017 and resources.settings.anonymous_orders:
+            return ORCHESTRATOR_OF_2017
+    elif given is not None and given.type == "basic":
+        name, password = given.username or "", given.password or ""
+        principal = resources.logins.with_password(name, password, address=request.remote_addr or "")
+    elif given is not None and given.type == "bearer":
+        principal = resources.logins.with_token(given.token or "")
+    if principal is not None:
+        # A token is named too, after the user: who looks for what a user did finds both.
+        act_as(f"user:{principal.name}" + (f"#{principal.token}" if principal.token else ""))
+    return principal
+
+
+def _challenge(refusal: Response) -> Response:
+    if request.authorization is not None and request.authorization.type == "bearer":
+        # RFC 6750, section 3. Others get the challenge of 2017 alone, letter for letter.
+        refusal.headers.add("WWW-Authenticate", 'Bearer realm="morpheo", error="invalid_token"')
+    return refusal

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+from morpheo.access import SYSTEM, Principal
 from morpheo.api.schemas import FailureSchema
+from morpheo.api.viewing import shown_job
 from morpheo.api.wire import parse_uuid
-from morpheo.challenges import OUTSIDE, Dataset, Problem, Submission
+from morpheo.challenges import OUTSIDE, AddedData, Dataset, Problem, Submission
 from morpheo.errors import NotFound
 from morpheo.models import Job, JobKind, JobState, LearnSpec
 from morpheo.orchestrator import Orchestrator
@@ -35,9 +38,11 @@ class Collection(enum.StrEnum):
 KINDS = {Collection.LEARNUPLET: JobKind.LEARN, Collection.PREDUPLET: JobKind.PREDICT}
 
 
-def list_documents(orchestrator: Orchestrator, collection: Collection, filters: Filters) -> list[Document]:
+def list_documents(
+    orchestrator: Orchestrator, collection: Collection, filters: Filters, *, by: Principal = SYSTEM
+) -> list[Document]:
     """
-    Return the documents of a collection that match all filters, oldest first.
+    Return the documents of a collection that somebody sees and that match all filters, oldest first.
 
     A filter compares with a text of the document, or asks whether a list holds the value. No document matches a filter
     on anything else, such as a field that there is not.
@@ -45,25 +50,27 @@ def list_documents(orchestrator: Orchestrator, collection: Collection, filters: 
     exact = [(name, _exact(value)) for name, value in filters]
     return [
         document
-        for document in _candidates(orchestrator, collection, dict(exact))
+        for document in _candidates(orchestrator, collection, dict(exact), by)
         if all(_matches(document.get(name), value) for name, value in exact)
     ]
 
 
-def find_document(orchestrator: Orchestrator, collection: Collection, name: str) -> Document:
+def find_document(orchestrator: Orchestrator, collection: Collection, name: str, *, by: Principal = SYSTEM) -> Document:
     """
     Return one document.
 
     Raises:
-        NotFound: there is none of that id.
+        NotFound: there is none of that id that they see.
     """
-    found = list_documents(orchestrator, collection, [("uuid", name)])
+    found = list_documents(orchestrator, collection, [("uuid", name)], by=by)
     if not found:
         raise NotFound(f"{collection} {name[:50]} not found")
     return found[0]
 
 
-def _candidates(orchestrator: Orchestrator, collection: Collection, filters: dict[str, str]) -> list[Document]:
+def _candidates(
+    orchestrator: Orchestrator, collection: Collection, filters: dict[str, str], by: Principal
+) -> list[Document]:
     """Return at least the documents that match, and not many more if the database can tell which these are."""
     try:
         ids = {name: UUID(filters[name]) for name in ("uuid", "problem", "algo") if name in filters}
@@ -72,9 +79,10 @@ def _candidates(orchestrator: Orchestrator, collection: Collection, filters: dic
     if collection is Collection.PROBLEM:
         return [problem_document(item) for item in orchestrator.problems()]
     if collection is Collection.ALGO:
-        return [algo_document(item) for item in orchestrator.submissions(ids.get("problem"))]
+        return [algo_document(item) for item in orchestrator.submissions(ids.get("problem"), by=by)]
     if collection is Collection.DATA:
-        return [data_document(item) for item in orchestrator.datasets([ids["uuid"]] if "uuid" in ids else None)]
+        wanted = [ids["uuid"]] if "uuid" in ids else None
+        return [data_document(item) for item in orchestrator.datasets(wanted, by=by)]
     status = filters.get("status")
     jobs = orchestrator.jobs(
         KINDS[collection],
@@ -82,6 +90,7 @@ def _candidates(orchestrator: Orchestrator, collection: Collection, filters: dic
         problem=ids.get("problem"),
         algo=ids.get("algo"),
         states=None if status is None else tuple(state for state in JobState if state.wire == status),
+        by=by,
     )
     return [job_document(job) for job in jobs]
 
@@ -101,12 +110,14 @@ def problem_document(problem: Problem) -> Document:
     """Return the document of a problem."""
     return {
         "uuid": str(problem.id),
+        "name": problem.name,
         "workflow": str(problem.workflow),
         "test_dataset": _texts(problem.test_data),
         "size_train_dataset": problem.batch_size,
         "timestamp_upload": int(problem.created_at.timestamp()),
         "higher_is_better": problem.higher_is_better,
         "parallel_ranks": problem.parallel_ranks,
+        **dataclasses.asdict(problem.disclosure),
     }
 
 
@@ -118,6 +129,7 @@ def algo_document(submission: Submission) -> Document:
         "problem": str(submission.problem),
         "timestamp_upload": int(submission.created_at.timestamp()),
         "stalled": submission.stalled,
+        "stalled_by": None if submission.stalled_by is None else str(submission.stalled_by),
     }
 
 
@@ -130,8 +142,18 @@ def data_document(dataset: Dataset) -> Document:
     }
 
 
+def added_document(added: AddedData) -> Document:
+    """Return the answer to data that was added; `held_out` has the test data of each problem among it."""
+    return {
+        "new_datas": [data_document(item) for item in added.datasets],
+        "new_learnuplets": added.trainings,
+        "held_out": {str(problem): _texts(data) for problem, data in added.held_out.items()},
+    }
+
+
 def job_document(job: Job) -> Document:
-    """Return the document of a job: a learnuplet or a preduplet."""
+    """Return the document of a job, a learnuplet or a preduplet, as the caller of this request sees it."""
+    job = shown_job(job)
     spec = job.spec
     common = {
         "uuid": str(job.id),

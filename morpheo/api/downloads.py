@@ -13,19 +13,21 @@ from flask import Request, Response
 from werkzeug.datastructures import Range
 
 from morpheo.api.errors import problem
-from morpheo.artifacts import ArtifactService
+from morpheo.artifacts import CHANGED, LOST, ArtifactService, check_usable
+from morpheo.downloads import DownloadLog
 from morpheo.errors import CorruptBlob, NotFound
 from morpheo.models import Artifact
 
 
-def send(request: Request, artifact: Artifact, artifacts: ArtifactService) -> Response:
+def send(request: Request, artifact: Artifact, artifacts: ArtifactService, log: DownloadLog) -> Response:
     """
-    Return the blob of an artifact, or the range that a request asks for.
+    Return the blob of an artifact, or the range that a request asks for; what is not recorded is not sent.
 
     The ETag is the blob's sha256. A whole blob that turns out to be another one is cut off before its end: the client
     then sees a broken transfer, never a wrong file. A client that asks for the digest (``Want-Repr-Digest`` of
     RFC 9530) checks it by itself: there is no need to do it twice.
     """
+    check_usable(artifact)
     total = artifact.size_bytes
     etag = artifact.sha256
     if request.if_match and not request.if_match.contains(etag):
@@ -40,7 +42,9 @@ def send(request: Request, artifact: Artifact, artifacts: ArtifactService) -> Re
         return refusal
     response = Response(status=HTTPStatus.OK if partial is None else HTTPStatus.PARTIAL_CONTENT)
     if request.method != "HEAD":
-        check = (start, stop) == (0, total) and not _wants_digest(request)
+        whole = (start, stop) == (0, total)
+        log.record(artifact, client=request.remote_addr or "", partial=not whole)
+        check = whole and not _wants_digest(request)
         response.response = _body(artifact, artifacts, start=start, stop=stop, check=check)
     response.headers["Content-Length"] = str(stop - start)
     response.content_type = "application/octet-stream"
@@ -85,11 +89,18 @@ def _body(artifact: Artifact, artifacts: ArtifactService, *, start: int, stop: i
     try:
         pieces = stack.enter_context(artifacts.open(artifact, offset=start, length=stop - start))
     except NotFound as exc:
+        artifacts.quarantine(artifact, LOST)
         raise CorruptBlob(f"Error retrieving {artifact.kind} {artifact.id}: {exc}") from exc
-    return _checked(pieces, artifact, stack) if check else _closing(pieces, stack)
+    return (
+        _checked(pieces, artifact, artifacts, stack)
+        if check
+        else _counted(pieces, artifact, artifacts, stack, stop - start)
+    )
 
 
-def _checked(pieces: Iterator[bytes], artifact: Artifact, stack: ExitStack) -> Iterator[bytes]:
+def _checked(
+    pieces: Iterator[bytes], artifact: Artifact, artifacts: ArtifactService, stack: ExitStack
+) -> Iterator[bytes]:
     with stack:
         digest = hashlib.sha256()
         held = b""
@@ -99,10 +110,18 @@ def _checked(pieces: Iterator[bytes], artifact: Artifact, stack: ExitStack) -> I
                 yield held
             held = piece
         if digest.hexdigest() != artifact.sha256:
+            artifacts.quarantine(artifact, CHANGED)
             raise CorruptBlob(f"the blob of {artifact.kind} {artifact.id} has changed since it was stored")
         yield held
 
 
-def _closing(pieces: Iterator[bytes], stack: ExitStack) -> Iterator[bytes]:
+def _counted(
+    pieces: Iterator[bytes], artifact: Artifact, artifacts: ArtifactService, stack: ExitStack, left: int
+) -> Iterator[bytes]:
     with stack:
-        yield from pieces
+        for piece in pieces:
+            left -= len(piece)
+            yield piece
+        if left:
+            artifacts.quarantine(artifact, CHANGED)
+            raise CorruptBlob(f"the blob of {artifact.kind} {artifact.id} is shorter than it was")

@@ -15,7 +15,18 @@ from flask import Flask, Response, current_app, json
 from werkzeug.exceptions import HTTPException
 
 from morpheo.api.wire import UnsupportedEncoding
-from morpheo.errors import Conflict, CorruptBlob, InvalidInput, MorpheoError, NotFound, TooLarge, Unavailable
+from morpheo.errors import (
+    Conflict,
+    CorruptBlob,
+    Forbidden,
+    InvalidInput,
+    MorpheoError,
+    NotFound,
+    Quarantined,
+    TooLarge,
+    TooMany,
+    Unavailable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +43,10 @@ STATUS: tuple[tuple[type[MorpheoError], HTTPStatus], ...] = (
     (InvalidInput, HTTPStatus.BAD_REQUEST),
     (NotFound, HTTPStatus.NOT_FOUND),
     (Conflict, HTTPStatus.CONFLICT),
+    (Forbidden, HTTPStatus.FORBIDDEN),
+    (TooMany, HTTPStatus.TOO_MANY_REQUESTS),
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+    (Quarantined, HTTPStatus.GONE),
     (CorruptBlob, HTTPStatus.INTERNAL_SERVER_ERROR),
 )
 
@@ -62,7 +76,10 @@ def _morpheo_error(error: MorpheoError) -> Response:
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.warning("%s", error, exc_info=error)
     members = {name: text for name in ("field", "detail") if (text := getattr(error, name, None))}
-    return problem(status, str(error), **members)
+    response = problem(status, str(error), **members)
+    if isinstance(error, TooMany):
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    return response
 
 
 def _http_error(error: HTTPException) -> Response:

@@ -15,7 +15,9 @@ from flask.views import MethodView
 from flask_smorest import Blueprint
 from pydantic import TypeAdapter
 
+from morpheo.api import examples
 from morpheo.api.app import current_resources
+from morpheo.api.openapi import failures, path_id
 from morpheo.api.parser import StrictQueryParser
 from morpheo.api.wire import parse_uuid
 from morpheo.errors import NotFound
@@ -87,7 +89,7 @@ class EntrySchema(ma.Schema):
 
 
 class LeaderboardSchema(ma.Schema):
-    """All algos of a problem, best first. Scores are rounded to 6 decimals."""
+    """All algos of a problem, best first. Scores are rounded to its `score_digits` decimals."""
 
     problem = ma.fields.UUID()
     higher_is_better = ma.fields.Boolean()
@@ -95,12 +97,16 @@ class LeaderboardSchema(ma.Schema):
     entries = ma.fields.List(ma.fields.Nested(EntrySchema))
 
 
-@leaderboards.route("/problem/<problem_id>/leaderboard")
+@leaderboards.route("/problem/<problem_id>/leaderboard", parameters=[path_id("problem_id", "Id of the problem")])
 class Leaderboards(MethodView):
     """The leaderboard of a problem."""
 
     @leaderboards.arguments(LeaderboardQuerySchema, location="query")
-    @leaderboards.response(200, LeaderboardSchema)
+    @leaderboards.response(200, LeaderboardSchema, example=examples.LEADERBOARD)
+    @leaderboards.alt_response(
+        200, schema={"type": "string"}, content_type=_CSV, example=examples.LEADERBOARD_TABLE, description="Best first"
+    )
+    @failures(400, 404)
     def get(self, query: dict[str, str], problem_id: str) -> Response:
         """Show who is how good, and how sure that is; with `Accept: text/csv` as a table without learning curves."""
         try:

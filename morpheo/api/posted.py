@@ -12,8 +12,9 @@ import marshmallow as ma
 from flask import request
 
 from morpheo.api.app import BodySource, current_resources
-from morpheo.api.schemas import WireUUID, first_message
+from morpheo.api.schemas import PLAIN_TEXT, WireUUID, first_message
 from morpheo.api.wire import read_json
+from morpheo.disclosure import MAX_DIGITS, MAX_TIME_STEP_S, Logs
 from morpheo.errors import InvalidInput
 from morpheo.models import NIL_UUID
 
@@ -114,7 +115,7 @@ class _Flag(ma.fields.Boolean):
         return value
 
 
-class _Score(ma.fields.Field[float]):
+class ScoreField(ma.fields.Field[float]):
     """A finite number."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> float:
@@ -127,7 +128,7 @@ class _Scores(ma.fields.Dict):
     """A score for each data file; null, which Go makes of none, is allowed."""
 
     def __init__(self) -> None:
-        super().__init__(keys=WireUUID(), values=_Score(), required=True, allow_none=True)
+        super().__init__(keys=WireUUID(), values=ScoreField(), required=True, allow_none=True)
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> dict[str, float]:
         scores = super()._deserialize(value, attr, data, **kwargs)  # type: ignore[no-untyped-call]
@@ -135,6 +136,8 @@ class _Scores(ma.fields.Dict):
 
 
 _Id = functools.partial(WireUUID, required=True, load_default=ma.missing)
+_SET = {"minItems": 1, "uniqueItems": True}
+_ONE_OR_MORE = {**_SET, "type": ["array", "string"], "format": "uuid", "description": "One UUID, or a list of them"}
 _A_NUMBER = f"must be a whole number from 1 to {_MAX_NUMBER}"
 _Number = functools.partial(
     ma.fields.Integer,
@@ -144,15 +147,42 @@ _Number = functools.partial(
 )
 
 
-class ProblemPostSchema(PostedSchema):
+class ProblemPatchSchema(PostedSchema):
+    """What goes out of a challenge; what is left out stays as it is."""
+
+    logs = ma.fields.Enum(
+        Logs,
+        by_value=True,
+        error_messages={"unknown": f"must be one of {', '.join(Logs)}"},
+        metadata={"description": "What a submitter sees of runs: nothing, the cause, or also what their algo wrote"},
+    )
+    model_download = _Flag(metadata={"description": "Whether submitters may download the models of their algos"})
+    score_digits = ma.fields.Integer(
+        strict=True,
+        validate=ma.validate.Range(0, MAX_DIGITS, error=f"must be a whole number from 0 to {MAX_DIGITS}"),
+        metadata={"description": "Digits after the decimal point of published scores"},
+    )
+    submissions_per_day = _Number(
+        allow_none=True, metadata={"description": "Algos of one submitter in 24 hours; null is without limit"}
+    )
+    time_step_s = ma.fields.Integer(
+        strict=True,
+        validate=ma.validate.Range(1, MAX_TIME_STEP_S, error=f"must be a whole number from 1 to {MAX_TIME_STEP_S}"),
+        metadata={"description": "What submitters see of times is rounded up to a multiple of it, in seconds"},
+    )
+
+
+class ProblemPostSchema(ProblemPatchSchema):
     """A challenge."""
 
     uuid = _Id(validate=_not_nil)
     workflow = _Id(metadata={"description": "Storage id of the archive of the problem's image"})
-    test_dataset = ma.fields.List(WireUUID(), required=True, validate=_unique)
+    test_dataset = ma.fields.List(WireUUID(load_default=ma.missing), required=True, validate=_unique, metadata=_SET)
     size_train_dataset = _Number(required=True, metadata={"description": "Files in a mini-batch"})
-    higher_is_better = _Flag(load_default=True)
-    parallel_ranks = _Number(load_default=1, metadata={"description": "Ranks of one algo that may run at once"})
+    higher_is_better = _Flag(load_default=True, metadata={"type": ["boolean", "null"]})
+    parallel_ranks = _Number(
+        load_default=1, metadata={"type": ["integer", "null"], "description": "Ranks of one algo that may run at once"}
+    )
 
 
 class AlgoPostSchema(PostedSchema):
@@ -161,7 +191,7 @@ class AlgoPostSchema(PostedSchema):
     refusals: ClassVar[dict[str, str]] = {"problem": "non-existing related problem"}
 
     uuid = _Id()
-    name = ma.fields.String(required=True, validate=_printable)
+    name = ma.fields.String(required=True, validate=_printable, metadata=PLAIN_TEXT)
     problem = _Id()
 
 
@@ -170,8 +200,8 @@ class DataPostSchema(PostedSchema):
 
     refusals: ClassVar[dict[str, str]] = {"problems": "non-existing related problem"}
 
-    uuid = _OneOrMore(WireUUID(), required=True, validate=_unique)
-    problems = _OneOrMore(WireUUID(), required=True, validate=_unique)
+    uuid = _OneOrMore(WireUUID(load_default=ma.missing), required=True, validate=_unique, metadata=_ONE_OR_MORE)
+    problems = _OneOrMore(WireUUID(load_default=ma.missing), required=True, validate=_unique, metadata=_ONE_OR_MORE)
 
 
 class PredictionPostSchema(PostedSchema):
@@ -204,7 +234,7 @@ class ReportPostSchema(PostedSchema):
 class LearnDonePostSchema(ReportPostSchema):
     """What a training job that is done led to."""
 
-    perf = _Score(required=True)
+    perf = ScoreField(required=True)
     train_perf = _Scores()
     test_perf = _Scores()
 

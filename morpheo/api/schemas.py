@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 from uuid import UUID
 
@@ -9,13 +10,25 @@ import marshmallow as ma
 
 from morpheo.api.wire import parse_uuid
 from morpheo.models import NIL_UUID, JobKind, JobState, LearnSpec, PredictSpec
-from morpheo.queues import MAX_TAGS, checked_tags, queue_of
+from morpheo.queues import MAX_TAGS, TAG, checked_tags, queue_of
 from morpheo.specs import spec_to_dict
 
-_STATUSES = ("done", "failed", "pending", "todo")
+#: The states of jobs, as clients of 2017 see them.
+STATUSES = ("done", "failed", "pending", "todo")
 #: A job that has ended cannot be ordered.
 _ORDERABLE = ("pending", "todo")
 _MAX_RANK = 1 << 31
+_MAX_ATTEMPT = (1 << 31) - 1
+_MAX_TIME_LIMIT_S = 365 * 24 * 3600
+
+
+#: What JSON schema can say of a name.
+PLAIN_TEXT = {
+    "minLength": 1,
+    "maxLength": 255,
+    "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$",
+    "description": "Plain text, at most 255 bytes of UTF-8",
+}
 
 
 class WireUUID(ma.fields.Field[UUID]):
@@ -36,6 +49,11 @@ class WireUUID(ma.fields.Field[UUID]):
         return None if value is None else str(value)
 
 
+#: A null among ids is refused in words of 2017.
+_DataId = functools.partial(WireUUID, allow_none=True, metadata={"type": "string", "format": "uuid"})
+_IDS = {"minItems": 1, "uniqueItems": True, "description": "No file is in both lists, and none stands twice"}
+
+
 class _UpletSchema(ma.Schema):
     """What learnuplets and preduplets share; unknown keys are ignored, null is absent."""
 
@@ -45,13 +63,25 @@ class _UpletSchema(ma.Schema):
     uuid = WireUUID()
     problem = WireUUID()
     workflow = WireUUID()
-    status = ma.fields.String(load_default="")
+    status = ma.fields.String(load_default="", metadata={"enum": list(_ORDERABLE)})
     tags = ma.fields.List(
-        ma.fields.String(),
+        ma.fields.String(metadata={"pattern": f"^{TAG.pattern}$"}),
         load_default=list,
+        allow_none=True,
         metadata={
+            "maxItems": MAX_TAGS,
             "description": f"What the worker must have, such as gpu; at most {MAX_TAGS}, of lower-case letters, digits "
-            "and inner hyphens. The job waits for a worker that has all of them"
+            "and inner hyphens. The job waits for a worker that has all of them",
+        },
+    )
+
+    time_limit_s = ma.fields.Integer(
+        strict=True,
+        load_default=None,
+        validate=ma.validate.Range(1, _MAX_TIME_LIMIT_S),
+        metadata={
+            "description": "How long each container of the job may run, in seconds; what the worker allows holds all "
+            "the same"
         },
     )
 
@@ -64,11 +94,13 @@ class LearnupletSchema(_UpletSchema):
     """A learnuplet; loads to a `LearnSpec`."""
 
     algo = WireUUID()
-    train_data = ma.fields.List(WireUUID(allow_none=True), load_default=list)
-    test_data = ma.fields.List(WireUUID(allow_none=True), load_default=list)
-    model_start = WireUUID()
-    model_end = WireUUID()
-    rank = ma.fields.Integer(strict=True, load_default=0, validate=ma.validate.Range(0, _MAX_RANK))
+    train_data = ma.fields.List(_DataId(), load_default=list, metadata=_IDS)
+    test_data = ma.fields.List(_DataId(), load_default=list, metadata=_IDS)
+    model_start = WireUUID(
+        allow_none=True, metadata={"format": "uuid", "description": "The model to go on from; a rank above 0 needs one"}
+    )
+    model_end = WireUUID(metadata={"format": "uuid", "description": "The id that the new model gets"})
+    rank = ma.fields.Integer(strict=True, load_default=0, allow_none=True, validate=ma.validate.Range(0, _MAX_RANK))
 
     @ma.post_load
     def _spec(self, data: dict[str, Any], **_kwargs: Any) -> LearnSpec:
@@ -93,6 +125,7 @@ class LearnupletSchema(_UpletSchema):
             model_end=data["model_end"],
             rank=data["rank"],
             tags=_tags(data["tags"]),
+            time_limit_s=data["time_limit_s"],
         )
 
 
@@ -116,6 +149,7 @@ class PredupletSchema(_UpletSchema):
             model=data["model"],
             data=data["data"],
             tags=_tags(data["tags"]),
+            time_limit_s=data["time_limit_s"],
         )
 
 
@@ -139,9 +173,9 @@ def _check_list(field: str, ids: list[UUID | None]) -> None:
 
 
 def _check_status(status: str) -> None:
-    choices = " ".join(f"{name}:{{}}" for name in _STATUSES)
+    choices = " ".join(f"{name}:{{}}" for name in STATUSES)
     text = f"status field ain't valid (provided: {status[:50]}, possible choices: map[{choices}]"
-    _check(status in _STATUSES, text)
+    _check(status in STATUSES, text)
     _check(status in _ORDERABLE, f"{text}; a job that is {status} cannot be ordered")
 
 
@@ -205,8 +239,10 @@ class JobSummarySchema(ma.Schema):
     id = ma.fields.UUID()
     kind = ma.fields.Enum(JobKind, by_value=True)
     state = ma.fields.Enum(JobState, by_value=True)
-    status = ma.fields.String(attribute="state.wire", metadata={"description": "todo, pending, done or failed"})
-    spec = ma.fields.Function(lambda job: spec_to_dict(job.spec), metadata={"description": "The order"})
+    status = ma.fields.String(attribute="state.wire", metadata={"enum": list(STATUSES), "description": "As in 2017"})
+    spec = ma.fields.Function(
+        lambda job: spec_to_dict(job.spec), metadata={"type": "object", "description": "The order"}
+    )
     tags = ma.fields.List(
         ma.fields.String(), attribute="spec.tags", metadata={"description": "What its worker must have"}
     )
@@ -235,6 +271,12 @@ class JobSchema(JobSummarySchema):
     attempts = ma.fields.List(ma.fields.Nested(AttemptSchema))
 
 
+class CancelledJobSchema(JobSchema):
+    """A job, and what asking to cancel it has led to."""
+
+    message = ma.fields.String()
+
+
 class JobPageSchema(ma.Schema):
     """Some jobs, newest first."""
 
@@ -257,7 +299,13 @@ class JobQuerySchema(ma.Schema):
 class LogQuerySchema(ma.Schema):
     """Whose logs."""
 
-    attempt = ma.fields.Integer(validate=ma.validate.Range(1), metadata={"description": "The latest by default"})
+    attempt = ma.fields.Integer(
+        validate=ma.validate.Range(1, _MAX_ATTEMPT), metadata={"description": "The latest by default"}
+    )
+    follow = ma.fields.Boolean(
+        load_default=False,
+        metadata={"description": "Answer with server-sent events, until the job has ended, instead of what is there"},
+    )
 
 
 class ArtifactQuerySchema(ma.Schema):
@@ -271,4 +319,11 @@ class ArtifactQuerySchema(ma.Schema):
 class MessageSchema(ma.Schema):
     """An order was accepted."""
 
-    message = ma.fields.String()
+    message = ma.fields.String(required=True)
+
+
+#: What an order must have. Each lack has a text of 2017 of its own, so marshmallow does not know of it.
+REQUIRED: dict[type[ma.Schema], tuple[str, ...]] = {
+    LearnupletSchema: ("uuid", "problem", "workflow", "algo", "train_data", "test_data", "model_end", "status"),
+    PredupletSchema: ("uuid", "problem", "workflow", "model", "data", "status"),
+}

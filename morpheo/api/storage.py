@@ -7,17 +7,19 @@ from uuid import UUID
 
 from flask import Flask, Response, jsonify, request
 from flask.views import MethodView
-from flask_cors import CORS
 from flask_smorest import Blueprint
 
-from morpheo.api.app import create_app, current_resources, health
-from morpheo.api.auth import require_basic_auth
+from morpheo.api.app import allow_origins, create_app, current_resources, health
+from morpheo.api.auth import caller, require_login
 from morpheo.api.downloads import send
 from morpheo.api.errors import problem
 from morpheo.api.metrics import add_metrics
+from morpheo.api.openapi import failures
 from morpheo.api.parser import StrictQueryParser
 from morpheo.api.schemas import ArtifactQuerySchema
+from morpheo.api.storage_schemas import BLOB, CHANGED, COMPONENTS, ITEM, LISTED, SHOWN, STORED
 from morpheo.api.uploads import receive, receive_change
+from morpheo.api.viewing import check_download, shown_artifact
 from morpheo.api.wire import parse_uuid
 from morpheo.errors import InvalidInput, NotFound
 from morpheo.models import Artifact, ArtifactKind
@@ -29,6 +31,8 @@ KINDS = f"<any({', '.join(kind.value for kind in ArtifactKind)}):kind>"
 _INDEXED = (ArtifactKind.PROBLEM, ArtifactKind.DATA, ArtifactKind.ALGO, ArtifactKind.MODEL, ArtifactKind.PREDICTION)
 INDEX = ["/", "/health", *(f"/{kind}{rest}" for kind in _INDEXED for rest in ("", "/:uuid", "/:uuid/blob"))]
 
+_ABOUT = "Keeps problems, algos, data, models and predictions: blobs, and what is known of them."
+
 artifacts = Blueprint("artifacts", __name__, description="Blobs with a name")
 artifacts.ARGUMENTS_PARSER = StrictQueryParser()
 
@@ -38,12 +42,12 @@ def create_storage_app(resources: Resources | None = None) -> Flask:
     resources = resources or process_resources()
     app, api = create_app("morpheo.storage_api", "Morpheo storage API", resources)
     add_metrics(app)
-    require_basic_auth(app, _unauthorized)
-    # Before authentication: a browser sends no password with its preflight.
-    CORS(
-        app, origins=list(resources.settings.cors_origins), supports_credentials=True, methods=["GET", "POST", "PATCH"]
-    )
+    require_login(app, _unauthorized)
+    allow_origins(app, resources.settings, methods=["GET", "POST", "PATCH"])
+    for name, schema in COMPONENTS.items():
+        api.spec.components.schema(name, schema=schema)
     api.register_blueprint(artifacts)
+    api.describe(_ABOUT, index=INDEX, checks=("database", "blobs"))
     app.add_url_rule("/", view_func=lambda: jsonify(INDEX), endpoint="index")
     app.add_url_rule("/health", view_func=_health, endpoint="health")
     return app
@@ -65,14 +69,16 @@ class Artifacts(MethodView):
     """All artifacts of a kind."""
 
     @artifacts.arguments(ArtifactQuerySchema, location="query")
-    @artifacts.response(200)
+    @artifacts.doc(**LISTED)
+    @failures(400)
     def get(self, query: dict[str, Any], kind: str) -> Response:
         """List artifacts, newest first."""
-        items, total = current_resources().artifacts.page(ArtifactKind(kind), **query)
+        items, total = current_resources().artifacts.page(ArtifactKind(kind), by=caller(), **query)
         body = {"page": query["page"], "length": len(items), "items": [_metadata(item) for item in items]}
         return jsonify({**body, "total": total})
 
-    @artifacts.response(201)
+    @artifacts.doc(**STORED)
+    @failures(400, 409, 413)
     def post(self, kind: str) -> Response:
         """Store an artifact: multipart with the blob last, or the blob alone with its words in the query string."""
         resources = current_resources()
@@ -82,16 +88,18 @@ class Artifacts(MethodView):
         return response
 
 
-@artifacts.route(f"/{KINDS}/<artifact_id>")
+@artifacts.route(f"/{KINDS}/<artifact_id>", parameters=[ITEM])
 class ArtifactItem(MethodView):
     """One artifact."""
 
-    @artifacts.response(200)
+    @artifacts.doc(**SHOWN)
+    @failures(400, 404)
     def get(self, kind: str, artifact_id: str) -> Response:
         """Show what is known of an artifact."""
         return jsonify(_metadata(_find(kind, artifact_id)))
 
-    @artifacts.response(200)
+    @artifacts.doc(**CHANGED)
+    @failures(400, 404, 409, 413)
     def patch(self, kind: str, artifact_id: str) -> Response:
         """Change a problem: its id, words or blob."""
         if kind != ArtifactKind.PROBLEM:
@@ -103,14 +111,18 @@ class ArtifactItem(MethodView):
         return jsonify(_metadata(changed))
 
 
-@artifacts.route(f"/{KINDS}/<artifact_id>/blob")
+@artifacts.route(f"/{KINDS}/<artifact_id>/blob", parameters=[ITEM])
 class Blob(MethodView):
     """The bytes of an artifact."""
 
-    @artifacts.response(200, content_type="application/octet-stream")
+    @artifacts.doc(**BLOB)
+    @failures(400, 404, 410, 412, 416)
     def get(self, kind: str, artifact_id: str) -> Response:
         """Send the blob, or a range of it."""
-        return send(request, _find(kind, artifact_id), current_resources().artifacts)
+        resources = current_resources()
+        artifact = _find(kind, artifact_id)
+        check_download(artifact)
+        return send(request, artifact, resources.artifacts, resources.downloads)
 
 
 def _find(kind: str, artifact_id: str) -> Artifact:
@@ -125,6 +137,7 @@ def _find(kind: str, artifact_id: str) -> Artifact:
 
 
 def _metadata(artifact: Artifact) -> dict[str, Any]:
+    artifact, may_have = shown_artifact(artifact)
     words: dict[str, Any] = {}
     if artifact.kind in (ArtifactKind.PROBLEM, ArtifactKind.ALGO):
         words["name"] = artifact.name
@@ -136,6 +149,7 @@ def _metadata(artifact: Artifact) -> dict[str, Any]:
         "uuid": str(artifact.id),
         "timestamp_upload": int(artifact.created_at.timestamp()),
         **words,
-        "size": artifact.size_bytes,
-        "sha256": artifact.sha256,
+        "size": artifact.size_bytes if may_have else None,
+        "sha256": artifact.sha256 if may_have else None,
+        **({"quarantine": artifact.quarantine} if artifact.quarantine else {}),
     }

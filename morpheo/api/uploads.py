@@ -14,6 +14,7 @@ from uuid import UUID
 from flask import Request
 
 from morpheo.api.app import BodySource
+from morpheo.api.auth import caller
 from morpheo.api.multipart import BLOB, MultipartReader
 from morpheo.api.wire import parse_uuid
 from morpheo.artifacts import ArtifactService, Upload
@@ -35,6 +36,8 @@ RAW_TYPES = frozenset({"application/octet-stream", "application/gzip", "applicat
 _BEFORE = "Make sure that each form field is sent before blob in the multipart/form"
 _SIZE = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
 _MAX_SIZE = (1 << 63) - 1
+#: Version of ids that follow from others (`morpheo.models.DERIVED_IDS`).
+DERIVED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +155,9 @@ def _checked(form: Form, kind: ArtifactKind) -> Upload:
     for name in WORDS[kind]:
         if not getattr(form, name):
             raise InvalidInput(f"Invalid form: '{name.capitalize()}' unset. {_BEFORE}", field=name)
+    if kind is ArtifactKind.PREDICTION and form.uuid and form.uuid.version == DERIVED and not caller().is_admin:
+        # Who knows the id of a job could take that of its prediction, and the job would end without one.
+        raise InvalidInput("ids of version 5 are for predictions of our own workers; give a random one", field="uuid")
     if not form.size:
         raise InvalidInput(f"Invalid form: 'Size' unset. {_BEFORE}", field="size")
     if form.size < 0:
@@ -162,6 +168,7 @@ def _checked(form: Form, kind: ArtifactKind) -> Upload:
         name=form.name or "",
         description=form.description or "",
         algo=form.algo,
+        by=caller(),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import pwd
 import signal
 import sys
 from pathlib import Path
@@ -10,12 +12,15 @@ from pathlib import Path
 import click
 
 from morpheo import __version__
+from morpheo.actors import acting_as
 from morpheo.cli.common import report_errors
 
 #: Where each command is; imported when it is asked for, because the servers' libraries take a second.
 COMMANDS = {
     "algo": "morpheo.cli.algos:algo",
+    "audit": "morpheo.cli.audit:audit",
     "backup": "morpheo.cli.backup:backup",
+    "build-proxy": "morpheo.cli.proxy:build_proxy",
     "compute-api": "morpheo.cli.system:compute_api",
     "config": "morpheo.cli.system:config",
     "data": "morpheo.cli.data:data",
@@ -23,9 +28,11 @@ COMMANDS = {
     "dev": "morpheo.cli.dev:dev",
     "doctor": "morpheo.cli.doctor:doctor",
     "download": "morpheo.cli.storage:download",
+    "fsck": "morpheo.cli.fsck:fsck",
     "jobs": "morpheo.cli.jobs:jobs",
     "leaderboard": "morpheo.cli.leaderboard:leaderboard",
     "learn": "morpheo.cli.jobs:learn",
+    "logs": "morpheo.cli.jobs:logs",
     "ls": "morpheo.cli.storage:ls",
     "migrate": "morpheo.cli.system:migrate",
     "orchestrator-api": "morpheo.cli.system:orchestrator_api",
@@ -36,8 +43,10 @@ COMMANDS = {
     "retry": "morpheo.cli.algos:retry",
     "storage-api": "morpheo.cli.system:storage_api",
     "submit": "morpheo.cli.submit:submit",
+    "token": "morpheo.cli.users:token",
     "try": "morpheo.cli.trial:try_algo",
     "upload": "morpheo.cli.storage:upload",
+    "user": "morpheo.cli.users:user",
     "worker": "morpheo.cli.worker:worker",
     "workers": "morpheo.cli.workers:workers",
 }
@@ -70,17 +79,21 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__)
-def morpheo() -> None:
+@click.pass_context
+def morpheo(context: click.Context) -> None:
     """Run other people's machine-learning code on private data, in isolated containers.
 
     Settings come from the environment; `morpheo config` lists them.
     """
+    context.with_resource(acting_as(f"cli:{_user()}"))
 
 
 def main() -> None:
     """Run the command line, and end with one line for an expected error."""
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, _end)
+    # The leaderboard's products are small: threads cost them more than they give. Read once, when numpy is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with report_errors():
         morpheo(_arguments(Path(sys.argv[0]).name, sys.argv[1:]), prog_name="morpheo")
 
@@ -89,6 +102,14 @@ def _arguments(executable: str, given: list[str]) -> list[str]:
     if executable in EXECUTABLES and (not given or given[0] not in {*COMMANDS, "--version"}):
         return [EXECUTABLES[executable], *given]
     return given
+
+
+def _user() -> str:
+    """Return who started this process; the system knows, and not the environment, which anybody can set."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user need not have a name
+        return str(os.getuid())
 
 
 def _end(number: int, _frame: object) -> None:

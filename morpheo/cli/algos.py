@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from uuid import UUID
 
 import click
@@ -22,10 +23,11 @@ from morpheo.cli.common import (
     shown,
     tell,
 )
-from morpheo.cli.find import find_problem, find_submission, problem_names, problem_option
+from morpheo.cli.find import find_problem, find_submission, problem_option
 from morpheo.cli.sources import FOLDER_OR_ID, Source, uploads
 from morpheo.cli.trainings import follow_to_score, timeout_option
-from morpheo.client import Learnuplet
+from morpheo.client import Learnuplet, OrchestratorClient
+from morpheo.errors import ApiError
 from morpheo.models import ArtifactKind
 
 
@@ -97,7 +99,7 @@ def list_algos(given: str | None, as_json: bool) -> None:
     for job in orchestrator.learnuplets(problem=only):
         jobs[job.algo].append(job)
     problems = {item.id: item for item in chosen or orchestrator.problems()}
-    chains = [(item, make_chain(jobs[item.algo], stalled=item.stalled)) for item in found]
+    chains = [(item, make_chain(jobs[item.algo], stalled_by=item.stalled_by)) for item in found]
     if as_json:
         print_json([_document(item, chain, problems[item.problem]) for item, chain in chains])
         return
@@ -109,7 +111,6 @@ def list_algos(given: str | None, as_json: bool) -> None:
 
 
 def _table(chains: Sequence[tuple[Submission, Chain]], problems: Mapping[UUID, Problem]) -> Table:
-    names = problem_names()
     table = Table("id", "name", "problem")
     for heading in ("trained", "best perf", "state"):
         table.add_column(heading, no_wrap=True)
@@ -119,7 +120,7 @@ def _table(chains: Sequence[tuple[Submission, Chain]], problems: Mapping[UUID, P
         table.add_row(
             short(item.algo),
             shown(item.name),
-            shown(names.get(problem.workflow, "")) or short(problem.id),
+            shown(problem.name) or short(problem.id),
             f"{chain.done} of {len(chain.ranks)}",
             "-" if best is None else f"{best.perf:.4f} (rank {best.number})",
             f"[{_COLOURS[state]}]{state}[/]",
@@ -157,10 +158,27 @@ def _document(item: Submission, chain: Chain, problem: Problem) -> dict[str, obj
 @click.argument("job_id", metavar="JOB", type=UUID_TYPE)
 @json_option
 def retry(job_id: UUID, as_json: bool) -> None:
-    """Order a training or prediction again that failed or was cancelled; a stalled chain goes on from there."""
-    again = orchestrator_client().retry(job_id)
+    """Order a training or prediction again that failed or was cancelled.
+
+    A chain goes on if this rank stalls it; any other rank waits until the chain goes on.
+    """
+    orchestrator = orchestrator_client()
+    again = orchestrator.retry(job_id)
     if as_json:
         print_json({"job": again})
         return
     tell(f"job {again}")
     remark(f"it takes the place of {job_id}; see it with `morpheo jobs show {again}`")
+    if stalled_by := _what_stalls(orchestrator, again):
+        remark(f"it waits: another rank stalls its chain; try that one again, too: morpheo retry {stalled_by}")
+
+
+def _what_stalls(orchestrator: OrchestratorClient, job_id: UUID) -> UUID | None:
+    """Return the job that keeps another one's chain from going on."""
+    try:
+        algo = orchestrator.learnuplet(job_id).algo
+        return orchestrator.submission(algo).stalled_by
+    except ApiError as exc:
+        if exc.status != HTTPStatus.NOT_FOUND:
+            raise
+        return None  # a prediction, or a training that was ordered by itself

@@ -35,8 +35,6 @@ class Rank:
     perf: float | None
     model: UUID
     failure: Failure | None
-    #: Seconds since the epoch; 0 before its end.
-    ended_at: float = 0.0
     #: What the job does now, and how long it took; only the compute API knows.
     doing: str = ""
     seconds: float | None = None
@@ -52,8 +50,8 @@ class Chain:
     """All ranks of one algo."""
 
     ranks: tuple[Rank, ...]
-    #: Whether it waits for a person, or for new data.
-    stalled: bool
+    #: The job that ended without a model, while it waits for a retry of that rank, or for new data.
+    stalled_by: UUID | None
 
     @property
     def is_over(self) -> bool:
@@ -69,9 +67,8 @@ class Chain:
 
     @property
     def stopped_at(self) -> Rank | None:
-        """The rank that a stalled chain waits for somebody to retry: the one that ended without a model latest."""
-        ended = [rank for rank in self.ranks if rank.is_over and rank.state != "done"]
-        return max(ended, key=lambda rank: (rank.ended_at, rank.number)) if ended and self.stalled else None
+        """The rank that a stalled chain waits for somebody to retry."""
+        return next((rank for rank in self.ranks if rank.job == self.stalled_by), None)
 
     def best(self, problem: Problem) -> Rank | None:
         """Return the rank with the best score; of equals, the first one."""
@@ -80,16 +77,16 @@ class Chain:
         return max(scored, key=lambda item: (sign * item[0], -item[1].number))[1] if scored else None
 
 
-def make_chain(learnuplets: Iterable[Learnuplet], *, stalled: bool) -> Chain:
+def make_chain(learnuplets: Iterable[Learnuplet], *, stalled_by: UUID | None) -> Chain:
     """
     Return the chain of one algo.
 
     Args:
         learnuplets: Its training jobs, oldest first; a rank that was retried has several.
-        stalled: As its submission says.
+        stalled_by: As its submission says.
     """
     latest = {item.rank: _to_rank(item) for item in learnuplets}
-    return Chain(ranks=tuple(latest[number] for number in sorted(latest)), stalled=stalled)
+    return Chain(ranks=tuple(latest[number] for number in sorted(latest)), stalled_by=stalled_by)
 
 
 def _to_rank(item: Learnuplet) -> Rank:
@@ -101,7 +98,6 @@ def _to_rank(item: Learnuplet) -> Rank:
         perf=item.perf,
         model=item.model_end,
         failure=item.failure,
-        ended_at=item.timestamp_done.timestamp() if item.timestamp_done else 0.0,
     )
 
 
@@ -123,8 +119,8 @@ def follow_chain(algo: UUID, *, timeout_s: float | None) -> Chain:
 
     def look() -> Chain:
         # In this order: what stalled the chain is then among its jobs.
-        stalled = orchestrator.submission(algo).stalled
-        return details.added_to(make_chain(orchestrator.learnuplets(algo=algo), stalled=stalled))
+        stalled_by = orchestrator.submission(algo).stalled_by
+        return details.added_to(make_chain(orchestrator.learnuplets(algo=algo), stalled_by=stalled_by))
 
     with _live() if err.is_terminal else _lines() as show:
         return wait_until(look, lambda chain: chain.is_over, show=show, timeout_s=timeout_s)
@@ -148,7 +144,7 @@ class _Details:
             except MorpheoError:
                 self._answers = False
         ranks = tuple(self._detailed(rank) for rank in chain.ranks)
-        return Chain(ranks=ranks, stalled=chain.stalled)
+        return Chain(ranks=ranks, stalled_by=chain.stalled_by)
 
     def _update(self, chain: Chain) -> None:
         if not self._asked:

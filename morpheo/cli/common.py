@@ -80,22 +80,29 @@ def report_errors() -> Iterator[None]:
         sys.exit(EXIT_UNAVAILABLE if isinstance(exc, Unavailable) else status)
 
 
+def login(settings: Settings) -> dict[str, str]:
+    """Return the arguments of a client that say who calls."""
+    sent = settings.login
+    return {"token": sent} if isinstance(sent, str) else {"user": sent[0], "password": sent[1]}
+
+
 def storage_client() -> StorageClient:
     """Return a client of the storage API of the settings."""
     settings = Settings.from_env()
-    return StorageClient(settings.storage_url, user=settings.user, password=settings.password.get_secret_value())
+    return StorageClient(settings.storage_url, **login(settings))
 
 
 def compute_client() -> ComputeClient:
     """Return a client of the compute API of the settings."""
-    return ComputeClient(Settings.from_env().compute_url)
+    settings = Settings.from_env()
+    return ComputeClient(settings.compute_url, **login(settings))
 
 
 def orchestrator_client() -> OrchestratorClient:
     """Return a client of the orchestrator API of the settings."""
     settings = Settings.from_env()
     url = settings.orchestrator_url or DEFAULT_ORCHESTRATOR_URL
-    return OrchestratorClient(url, user=settings.user, password=settings.password.get_secret_value())
+    return OrchestratorClient(url, **login(settings))
 
 
 def tell(text: str) -> None:

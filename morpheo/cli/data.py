@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from uuid import UUID
 
 import click
 from rich.table import Table
 
-from morpheo.challenges import Problem
+from morpheo.challenges import AddedData, Problem
 from morpheo.cli.common import json_option, orchestrator_client, out, print_json, remark, shown, tell
-from morpheo.cli.find import find_problem, problem_names
+from morpheo.cli.find import find_problem
 from morpheo.cli.sources import FILE_OR_ID, Source, uploads
 
 
@@ -37,18 +36,24 @@ def add_data(files: tuple[Source, ...], problems: tuple[str, ...], as_json: bool
     with uploads() as made:
         ids = made.data(files)
         made.complete = True
-        added, trainings = orchestrator_client().add_data(ids, problems=[item.id for item in chosen])
+        added = orchestrator_client().add_data(ids, problems=[item.id for item in chosen])
     if as_json:
-        print_json({"data": added, "trainings": trainings})
+        held_out = {str(problem): data for problem, data in added.held_out.items()}
+        print_json({"data": added.datasets, "trainings": added.trainings, "held_out": held_out})
         return
-    for source, identifier in zip(files, ids, strict=True):
+    sources = dict(zip(ids, files, strict=True))
+    for identifier, source in sources.items():
         tell(f"data {identifier} ({shown(str(source))})")
-    remark(f"trainings to come: {trainings}" + ("" if trainings else _why_none(ids, chosen)))
+    for given, problem in zip(problems, chosen, strict=True):
+        for identifier in added.held_out.get(problem.id, ()):
+            named = shown(str(sources[identifier]))
+            remark(f"{named} is test data of {shown(given)}, by its content, and is never trained on there")
+    remark(f"trainings to come: {added.trainings}" + ("" if added.trainings else _why_none(added, chosen)))
 
 
-def _why_none(ids: list[UUID], problems: list[Problem]) -> str:
-    if all(set(ids) <= set(problem.test_data) for problem in problems):
-        return "; all of it is test data, which is never trained on"
+def _why_none(added: AddedData, problems: list[Problem]) -> str:
+    if all(len(added.held_out.get(problem.id, ())) == len(added.datasets) for problem in problems):
+        return "; all of it is test data"
     return "; there is no algo yet, or none of the data is new"
 
 
@@ -63,8 +68,7 @@ def list_data(given: str | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    stored = problem_names()
-    names = {item.id: shown(stored.get(item.workflow, "")) for item in orchestrator.problems()}
+    names = {item.id: shown(item.name) for item in orchestrator.problems()}
     table = Table("id", "problems", "registered (UTC)")
     table.columns[0].no_wrap = True
     for item in found:

@@ -18,7 +18,7 @@ import click
 from rich.live import Live
 from rich.table import Table
 
-from morpheo.cli.common import err, json_option, out, print_json
+from morpheo.cli.common import err, json_option, login, out, print_json
 from morpheo.cli.dev import START_DEADLINE_S, check_engine
 from morpheo.cli.jobs import describe
 from morpheo.cli.leaderboard import leaderboard_table
@@ -85,11 +85,11 @@ def _challenge(urls: dict[str, str], *, as_json: bool) -> dict[str, object]:
     from morpheo.demo import challenge as demo  # noqa: PLC0415 - scikit-learn takes a second to import
 
     settings = Settings.from_env()
-    user, password = settings.user, settings.password.get_secret_value()
+    who = login(settings)
     clients = demo.Clients(
-        storage=StorageClient(urls["storage"], user=user, password=password),
-        compute=ComputeClient(urls["compute"]),
-        orchestrator=OrchestratorClient(urls["orchestrator"], user=user, password=password),
+        storage=StorageClient(urls["storage"], **who),
+        compute=ComputeClient(urls["compute"], **who),
+        orchestrator=OrchestratorClient(urls["orchestrator"], **who),
     )
     challenge = demo.register(clients)
     board = _Board()

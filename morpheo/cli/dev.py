@@ -24,7 +24,7 @@ from rich.table import Table
 
 import morpheo
 from morpheo.cli.common import err
-from morpheo.config import Settings
+from morpheo.config import DEV_PASSWORD, Settings
 from morpheo.errors import MorpheoError, SettingsError
 from morpheo.resources import Resources
 from morpheo.storage import migrate
@@ -169,10 +169,13 @@ def _run(settings: Settings, ports: Ports, *, redis_password: str, reload: bool,
         raise MorpheoError("`morpheo dev` needs the dev extra: pip install 'morpheo[dev]'") from exc
     honcho.KILL_WAIT = settings.stop_grace_s + STOP_MARGIN_S
     manager = honcho.Manager()
+    password = settings.password.get_secret_value() or DEV_PASSWORD
     environment = {
         **os.environ,
         "MORPHEO_BROKER_URL": f"redis://:{redis_password}@{HOST}:{ports.redis}/0",
-        "FLOWER_BASIC_AUTH": f"{settings.user}:{settings.password.get_secret_value()}",
+        # All listen on loopback only. (A command's own token is no login of Flower.)
+        "MORPHEO_PASSWORD": password,
+        "FLOWER_BASIC_AUTH": f"{settings.user}:{password}",
         "PYTHONUNBUFFERED": "1",
     }
     commands = _commands(ports, reload=reload)

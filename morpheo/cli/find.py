@@ -10,9 +10,8 @@ from uuid import UUID
 import click
 
 from morpheo.challenges import Problem, Submission
-from morpheo.cli.common import orchestrator_client, storage_client
+from morpheo.cli.common import orchestrator_client
 from morpheo.errors import InvalidInput, NotFound
-from morpheo.models import ArtifactKind
 
 T = TypeVar("T")
 
@@ -43,11 +42,6 @@ def exact_id(given: str) -> UUID | None:
     return found if str(found) == given.lower() else None
 
 
-def problem_names() -> dict[UUID, str]:
-    """Return the names of the archives of problems, by their storage ids."""
-    return {item.id: item.name for item in storage_client().list(ArtifactKind.PROBLEM)}
-
-
 def find_problem(given: str) -> Problem:
     """
     Return the problem that is meant.
@@ -59,12 +53,8 @@ def find_problem(given: str) -> Problem:
     orchestrator = orchestrator_client()
     if identifier := exact_id(given):
         return orchestrator.problem(identifier)
-    names = problem_names()
-    candidates = [
-        Candidate(id=problem.id, name=names.get(problem.workflow, ""), value=problem)
-        for problem in orchestrator.problems()
-    ]
-    return pick(given, candidates, "problem")
+    found = orchestrator.problems()
+    return pick(given, [Candidate(id=item.id, name=item.name, value=item) for item in found], "problem")
 
 
 def find_submission(given: str) -> Submission:

@@ -20,11 +20,14 @@ from morpheo.cli.common import (
     json_option,
     out,
     print_json,
+    remark,
     shown_bytes,
     shown_state,
     storage_client,
 )
-from morpheo.models import ArtifactKind, Job, JobKind, JobSpec, JobState, LearnSpec, PredictSpec
+from morpheo.cli.waiting import leaving
+from morpheo.disclosure import without_controls
+from morpheo.models import ArtifactKind, Job, JobKind, JobSpec, JobState, LearnSpec, PredictSpec, cancel_answer
 from morpheo.queues import queue_of
 
 tag_option = click.option(
@@ -32,6 +35,13 @@ tag_option = click.option(
     "tags",
     multiple=True,
     help="What the worker must have, such as gpu; repeat. The job waits for such a worker.",
+)
+time_limit_option = click.option(
+    "--time-limit",
+    "time_limit_s",
+    type=click.IntRange(min=1),
+    metavar="SECONDS",
+    help="How long each container may run, where the worker allows no less.",
 )
 wait_option = click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the job to its end.")
 
@@ -65,9 +75,11 @@ def describe(job: Job) -> str:
 @click.option("--model-start", type=UUID_TYPE, help="Model to start from, when the rank is not 0.")
 @click.option("--model-end", type=UUID_TYPE, help="Id that the trained model gets; one is made up by default.")
 @tag_option
+@time_limit_option
 @wait_option
 @json_option
 def learn(
+    *,
     job_id: UUID | None,
     problem: UUID | None,
     workflow: UUID,
@@ -78,6 +90,7 @@ def learn(
     model_start: UUID | None,
     model_end: UUID | None,
     tags: tuple[str, ...],
+    time_limit_s: int | None,
     wait: bool,
     as_json: bool,
 ) -> None:
@@ -93,6 +106,7 @@ def learn(
         model_start=model_start,
         model_end=model_end or uuid.uuid4(),
         tags=tags,
+        time_limit_s=time_limit_s,
     )
     _order(spec, wait=wait, as_json=as_json)
 
@@ -104,20 +118,31 @@ def learn(
 @click.option("--data", type=UUID_TYPE, required=True)
 @click.option("--output", type=click.Path(path_type=Path), help="Write the prediction to this file.")
 @tag_option
+@time_limit_option
 @wait_option
 @json_option
 def predict(
+    *,
     job_id: UUID | None,
     problem: UUID,
     model: UUID,
     data: UUID,
     output: Path | None,
     tags: tuple[str, ...],
+    time_limit_s: int | None,
     wait: bool,
     as_json: bool,
 ) -> None:
     """Predict one data file with a stored model."""
-    spec = PredictSpec(id=job_id or uuid.uuid4(), problem=problem, workflow=problem, model=model, data=data, tags=tags)
+    spec = PredictSpec(
+        id=job_id or uuid.uuid4(),
+        problem=problem,
+        workflow=problem,
+        model=model,
+        data=data,
+        tags=tags,
+        time_limit_s=time_limit_s,
+    )
     _order(spec, wait=wait or output is not None, as_json=as_json)
     if output is not None:
         storage_client().download(ArtifactKind.PREDICTION, spec.prediction, output)
@@ -189,24 +214,53 @@ def show(job_id: UUID, as_json: bool) -> None:
 
 @jobs.command("logs")
 @click.argument("job_id", type=UUID_TYPE)
-@click.option("--attempt", type=int, help="The latest by default.")
-def logs(job_id: UUID, attempt: int | None) -> None:
+@click.option("--attempt", type=int, help="The latest by default; with --follow, the first to show.")
+@click.option("--follow", "-f", "following", is_flag=True, help="Print what is written, until the job has ended.")
+def logs(job_id: UUID, attempt: int | None, following: bool) -> None:
     """Print what the containers of a job wrote."""
-    click.echo(compute_client().logs(job_id, attempt=attempt), nl=False)
+    if not following:
+        click.echo(_harmless(compute_client().logs(job_id, attempt=attempt)), nl=False)
+        return
+    with leaving("the job goes on", f"`morpheo logs {job_id} --follow` follows it again."):
+        _follow_logs(job_id, attempt)
+
+
+def _harmless(text: str) -> str:
+    """Return what somebody else's program wrote: as it is for a file, without what steers a terminal for one."""
+    return without_controls(text) if sys.stdout.isatty() else text
+
+
+def _follow_logs(job_id: UUID, attempt: int | None) -> None:
+    step, ends_line = None, True
+    for event in compute_client().follow_logs(job_id, attempt=attempt):
+        if isinstance(event, JobState):
+            click.echo("" if ends_line else "\n", nl=False)
+            remark(f"job {job_id} is {event}")
+            if event is not JobState.SUCCEEDED:
+                sys.exit(EXIT_JOB_FAILED)
+            return
+        if step != (event.attempt, event.step):
+            click.echo(("" if ends_line else "\n") + f"==> {event.step} (attempt {event.attempt}) <==")
+            step = (event.attempt, event.step)
+        click.echo(_harmless(event.text), nl=False)
+        ends_line = event.text.endswith("\n")
 
 
 @jobs.command("cancel")
 @click.argument("job_id", type=UUID_TYPE)
 @json_option
 def cancel(job_id: UUID, as_json: bool) -> None:
-    """End a job; harmless if it has ended."""
+    """
+    End a job: at once, or within a few seconds if a worker has it.
+
+    Harmless if it was cancelled before or has ended, and says so.
+    """
+    before = compute_client().job(job_id)
     job = compute_client().cancel(job_id)
     if as_json:
         print_json(job)
-    elif job.state is JobState.RUNNING:
-        out.print("cancel requested; the worker stops it within a heartbeat")
     else:
-        out.print(f"job {job.id} is {job.state}")
+        out.print(cancel_answer(before, job))
 
 
 def _table(found: Iterable[Job]) -> Table:

@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from morpheo.cli.common import json_option, orchestrator_client, out, print_json, short, shown
-from morpheo.cli.find import find_problem, problem_names
+from morpheo.cli.find import find_problem
 from morpheo.client import Entry, Leaderboard
 
 
@@ -33,7 +33,7 @@ def leaderboard(problem: str, as_csv: bool, as_json: bool) -> None:
     if as_json:
         print_json(board)
     else:
-        name = problem_names().get(chosen.workflow, "") or short(chosen.id)
+        name = chosen.name or short(chosen.id)
         out.print(leaderboard_table(board, title=f"{name}, {board.test_files} test files"))
 
 

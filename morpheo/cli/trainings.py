@@ -32,7 +32,9 @@ def follow_to_score(submission: Submission, problem: Problem, *, timeout_s: floa
     board = orchestrator_client().leaderboard(problem.id)
     if as_json:
         place = entry_of(board, submission.algo)
-        print_json({"submission": submission, "ranks": chain.ranks, "stalled": chain.stalled, "place": place})
+        print_json(
+            {"submission": submission, "ranks": chain.ranks, "stalled": chain.stalled_by is not None, "place": place}
+        )
     elif best:
         tell(place_in_words(board, submission.algo))
     if not chain.ranks:

@@ -81,8 +81,11 @@ def print_end_of_log(job_id: UUID) -> None:
     """Print the last lines that the containers of a job wrote, on stderr, if the compute API is there to tell."""
     try:
         lines = compute_client().logs(job_id).splitlines()
-    except MorpheoError:
-        err.print(f"the compute API does not tell the log; `morpheo jobs logs {job_id}` does where it is reachable")
+    except MorpheoError as exc:
+        if isinstance(exc, ApiError) and exc.status == HTTPStatus.FORBIDDEN:
+            remark(shown(str(exc)))  # its custodian's decision
+            return
+        err.print(f"the compute API does not tell the log; `morpheo logs {job_id}` does where it is reachable")
         return
     for line in lines[-_LOG_LINES:]:
         remark(f"  {shown(line)}")

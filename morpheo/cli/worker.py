@@ -42,6 +42,7 @@ _DURATION = DurationType()
 @click.option("--learn-timeout", "learn_timeout_s", type=_DURATION, help="For each container of a learn job.")
 @click.option("--predict-timeout", "predict_timeout_s", type=_DURATION, help="For the container of a predict job.")
 @click.option("--engine-timeout", "engine_timeout_s", type=_DURATION, help="For one call to the container engine.")
+@click.option("--submitter", help="User whose algos alone this worker runs.")
 @click.option("--name", help="Name of this worker among all; the host's by default.")
 def worker(name: str | None, **options: str | float | None) -> None:
     """Run jobs on this machine: one Celery node for each kind of job.
@@ -67,7 +68,8 @@ def worker(name: str | None, **options: str | float | None) -> None:
 def node_commands(settings: Settings, name: str) -> dict[str, list[str]]:
     """Return the command of each Celery node of a worker, by the node's name; ``%h`` is the host."""
     parallelism = {JobKind.LEARN: settings.learn_parallelism, JobKind.PREDICT: settings.predict_parallelism}
-    celery = [sys.executable, "-m", "celery", "-A", "morpheo", "worker"]
+    # What nodes would tell each other is of no use here, and makes each of them wait at its start and after outages.
+    celery = [sys.executable, "-m", "celery", "-A", "morpheo", "worker", "--without-mingle", "--without-gossip"]
     return {
         f"{kind}@{name}": [
             *celery,
@@ -75,7 +77,7 @@ def node_commands(settings: Settings, name: str) -> dict[str, list[str]]:
             f"--queues={','.join(queues)}",
             f"--concurrency={parallelism[kind]}",
         ]
-        for kind, queues in consumed(settings.queues).items()
+        for kind, queues in consumed(settings.queues, settings.submitter).items()
         if queues and parallelism[kind]
     }
 

@@ -3,7 +3,7 @@ Python clients of Morpheo's services.
 
     >>> storage = StorageClient("http://127.0.0.1:8082", user="u", password="p")
     >>> algo = storage.upload(ArtifactKind.ALGO, Path("algo.tar.gz"), name="my algo")
-    >>> job = ComputeClient("http://127.0.0.1:8081").wait(job_id)
+    >>> job = ComputeClient("http://127.0.0.1:8081", user="u", password="p").wait(job_id)
     >>> orchestrator = OrchestratorClient("http://127.0.0.1:8083", user="u", password="p")
     >>> submission, jobs = orchestrator.add_algo(algo.id, name=algo.name, problem=problem_id)
 """

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from morpheo.client.events import OUTAGE_S, LogEvent, follow_log_events
 from morpheo.client.http import HttpClient
 from morpheo.models import (
     Attempt,
@@ -38,10 +39,13 @@ class ComputeClient:
 
     Args:
         url: Address of the compute API.
+        user: For HTTP Basic.
+        password: For HTTP Basic.
+        token: In place of user and password.
     """
 
-    def __init__(self, url: str) -> None:
-        self._http = HttpClient(url)
+    def __init__(self, url: str, *, user: str = "", password: str = "", token: str = "") -> None:
+        self._http = HttpClient(url, auth=token or ((user, password) if user else None))
 
     def submit(self, spec: JobSpec) -> Job:
         """
@@ -89,7 +93,7 @@ class ComputeClient:
             left = None if left is None else left - page_size
 
     def cancel(self, job_id: UUID) -> Job:
-        """Cancel a job; harmless if it has ended."""
+        """Cancel a job, and return it as it then is; harmless if it was cancelled before or has ended."""
         return _to_job(self._http.request("POST", f"/jobs/{job_id}/cancel").json())
 
     def retry(self, job_id: UUID) -> Job:
@@ -105,6 +109,26 @@ class ComputeClient:
         """Return the logs of a job's latest attempt, or of another."""
         params = {} if attempt is None else {"attempt": str(attempt)}
         return self._http.request("GET", f"/jobs/{job_id}/logs", params=params).text
+
+    def follow_logs(
+        self, job_id: UUID, *, attempt: int | None = None, outage_s: float = OUTAGE_S
+    ) -> Iterator[LogEvent | JobState]:
+        """
+        Return what the containers of a job write, as they write it, and at last the state that the job ended in.
+
+        Lost connections are made again, and the log goes on where it was.
+
+        Args:
+            job_id: Which job.
+            attempt: The first to show; the latest by default. Later ones follow.
+            outage_s: How long the service may be out at a stretch.
+
+        Raises:
+            ApiError: ``status`` 404 if there is no such job.
+            ApiUnavailable: the service is out for too long.
+        """
+        params = {"follow": "1"} if attempt is None else {"follow": "1", "attempt": str(attempt)}
+        yield from follow_log_events(self._http, f"/jobs/{job_id}/logs", params, outage_s=outage_s)
 
     def wait(
         self, job_id: UUID, *, timeout_s: float | None = None, on_look: Callable[[Job], None] | None = None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
 
-from morpheo.challenges import Dataset, Problem, Submission
+from morpheo.challenges import AddedData, Dataset, Problem, Submission
+from morpheo.disclosure import MAX_DIGITS, Disclosure, Logs
 from morpheo.models import Blame, Cause, Failure, JobState, StepName
 
 
@@ -117,11 +119,23 @@ def to_problem(document: dict[str, Any]) -> Problem:
         workflow=UUID(document["workflow"]),
         test_data=tuple(map(UUID, document["test_dataset"])),
         batch_size=document["size_train_dataset"],
-        # An orchestrator of 2017 knows neither.
+        # An orchestrator of 2017 knows none of these.
+        name=document.get("name", ""),
         higher_is_better=document.get("higher_is_better", True),
         parallel_ranks=document.get("parallel_ranks", 1),
+        disclosure=_disclosure(document),
         created_at=_time(document["timestamp_upload"]),
     )
+
+
+def _disclosure(document: dict[str, Any]) -> Disclosure:
+    # One of 2017 lets out what it knows: scores as they are and times to the second, but no logs.
+    if "logs" not in document:
+        return Disclosure(
+            logs=Logs.NONE, model_download=True, score_digits=MAX_DIGITS, submissions_per_day=None, time_step_s=1
+        )
+    given = {field.name: document[field.name] for field in dataclasses.fields(Disclosure)}
+    return Disclosure(**{**given, "logs": Logs(document["logs"])})
 
 
 def to_submission(document: dict[str, Any]) -> Submission:
@@ -130,7 +144,7 @@ def to_submission(document: dict[str, Any]) -> Submission:
         algo=UUID(document["uuid"]),
         problem=UUID(document["problem"]),
         name=document["name"],
-        stalled=document.get("stalled", False),
+        stalled_by=_optional_uuid(document.get("stalled_by")),
         created_at=_time(document["timestamp_upload"]),
     )
 
@@ -141,6 +155,15 @@ def to_dataset(document: dict[str, Any]) -> Dataset:
         id=UUID(document["uuid"]),
         problems=tuple(map(UUID, document["problems"])),
         created_at=_time(document["timestamp_upload"]),
+    )
+
+
+def to_added_data(answer: dict[str, Any]) -> AddedData:
+    """Return what the answer to data that was added says."""
+    return AddedData(
+        datasets=tuple(map(to_dataset, answer["new_datas"])),
+        trainings=answer["new_learnuplets"],
+        held_out={UUID(problem): tuple(map(UUID, data)) for problem, data in answer["held_out"].items()},
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
 from urllib3 import Retry
 
 from morpheo.errors import ApiError, ApiUnavailable
@@ -23,14 +24,14 @@ class HttpClient:
 
     Args:
         url: Address of the service, such as ``http://127.0.0.1:8082``.
-        auth: User and password for HTTP Basic, if the service asks for them.
+        auth: A token, or user and password for HTTP Basic, if the service asks for them.
         retries: How often a safe request is tried again.
     """
 
-    def __init__(self, url: str, *, auth: tuple[str, str] | None = None, retries: int = 3) -> None:
+    def __init__(self, url: str, *, auth: str | tuple[str, str] | None = None, retries: int = 3) -> None:
         self.url = url.rstrip("/")
         self._session = requests.Session()
-        self._session.auth = auth
+        self._session.auth = _Bearer(auth) if isinstance(auth, str) else auth
         retry = Retry(
             total=retries,
             backoff_factor=0.2,
@@ -63,11 +64,21 @@ class HttpClient:
         self._session.close()
 
 
+class _Bearer(AuthBase):
+    # Not a header of the session, which requests would replace by what a .netrc says.
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
 def _message(response: requests.Response) -> str:
     try:
         document = response.json()
         # What is wrong in full; services of 2017 have only their own key.
         return str(next(document[key] for key in ("detail", "error", "Error") if key in document))
     except (ValueError, TypeError, StopIteration):
-        wrong = ": user or password is wrong" if response.status_code == requests.codes.unauthorized else ""
+        wrong = ": user, password or token is wrong" if response.status_code == requests.codes.unauthorized else ""
         return f"{response.status_code} {response.reason}{wrong}"

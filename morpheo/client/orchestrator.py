@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
-from morpheo.challenges import Dataset, Problem, Submission
-from morpheo.client.documents import Learnuplet, Preduplet, to_dataset, to_problem, to_submission
+from morpheo.challenges import AddedData, Dataset, Problem, Submission
+from morpheo.client.documents import Learnuplet, Preduplet, to_added_data, to_dataset, to_problem, to_submission
 from morpheo.client.http import HttpClient
 from morpheo.client.leaderboard import Leaderboard
+from morpheo.disclosure import DEFAULT, Disclosure
 from morpheo.errors import ApiError
 from morpheo.models import JobKind, Scores
 
@@ -30,10 +32,11 @@ class OrchestratorClient:
         url: Address of the orchestrator API.
         user: For HTTP Basic.
         password: For HTTP Basic.
+        token: In place of user and password.
     """
 
-    def __init__(self, url: str, *, user: str, password: str) -> None:
-        self._http = HttpClient(url, auth=(user, password))
+    def __init__(self, url: str, *, user: str = "", password: str = "", token: str = "") -> None:
+        self._http = HttpClient(url, auth=token or (user, password))
 
     def add_problem(
         self,
@@ -44,6 +47,7 @@ class OrchestratorClient:
         batch_size: int,
         higher_is_better: bool = True,
         parallel_ranks: int = 1,
+        disclosure: Disclosure = DEFAULT,
     ) -> Problem:
         """
         Register a challenge; the same one twice is one.
@@ -55,6 +59,7 @@ class OrchestratorClient:
             batch_size: Files in a mini-batch.
             higher_is_better: Whether a higher ``perf`` is a better one.
             parallel_ranks: Ranks of one algo that may run at once.
+            disclosure: What submitters see of it.
 
         Raises:
             ApiError: ``status`` 409 if another problem has that id.
@@ -66,8 +71,22 @@ class OrchestratorClient:
             "size_train_dataset": batch_size,
             "higher_is_better": higher_is_better,
             "parallel_ranks": parallel_ranks,
+            **dataclasses.asdict(disclosure),
         }
         return to_problem(self._post("/problem", body)["new_problem"])
+
+    def change_problem(self, problem_id: UUID, **changes: Any) -> Problem:
+        """
+        Change what submitters see of a problem, also of what became of it before.
+
+        Args:
+            problem_id: The problem.
+            changes: Fields of its `Disclosure`; the others stay as they are.
+
+        Raises:
+            ApiError: ``status`` 404 if there is none, 403 if somebody else is its custodian.
+        """
+        return to_problem(self._http.request("PATCH", f"/problem/{problem_id}", json=changes).json())
 
     def add_algo(self, algo: UUID, *, name: str, problem: UUID) -> tuple[Submission, int]:
         """
@@ -77,24 +96,21 @@ class OrchestratorClient:
             The submission, and how many training jobs follow from it.
 
         Raises:
-            ApiError: ``status`` 409 if it takes part in another challenge.
+            ApiError: ``status`` 409 if it takes part in another challenge, 429 if that were more algos in 24 hours than
+                the custodian allows.
         """
         answer = self._post("/algo", {"uuid": str(algo), "name": name, "problem": str(problem)})
         return to_submission(answer["new_algo"]), answer["new_learnuplets"]
 
-    def add_data(self, data: Sequence[UUID], *, problems: Sequence[UUID]) -> tuple[list[Dataset], int]:
+    def add_data(self, data: Sequence[UUID], *, problems: Sequence[UUID]) -> AddedData:
         """
         Add data that is in storage to challenges; what is there already is not added again.
 
         Args:
             data: Files, in the order in which batches are cut from them.
             problems: Challenges that they are for.
-
-        Returns:
-            The data, and how many training jobs follow from it.
         """
-        answer = self._post("/data", {"uuid": _texts(data), "problems": _texts(problems)})
-        return [to_dataset(item) for item in answer["new_datas"]], answer["new_learnuplets"]
+        return to_added_data(self._post("/data", {"uuid": _texts(data), "problems": _texts(problems)}))
 
     def predict(self, data: UUID, *, problem: UUID, model: UUID | None = None) -> Preduplet:
         """Order the prediction of one data file, with the best model of a problem or with another one."""

@@ -34,8 +34,9 @@ class StoredArtifact:
     name: str
     description: str
     algo: UUID | None
-    size_bytes: int
-    sha256: str
+    #: Size and digest are None for who may not have the blob.
+    size_bytes: int | None
+    sha256: str | None
     created_at: datetime
 
     @classmethod
@@ -61,10 +62,11 @@ class StorageClient:
         url: Address of the storage API.
         user: For HTTP Basic.
         password: For HTTP Basic.
+        token: In place of user and password.
     """
 
-    def __init__(self, url: str, *, user: str, password: str) -> None:
-        self._http = HttpClient(url, auth=(user, password))
+    def __init__(self, url: str, *, user: str = "", password: str = "", token: str = "") -> None:
+        self._http = HttpClient(url, auth=token or (user, password))
 
     def upload(
         self,

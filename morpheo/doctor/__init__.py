@@ -10,7 +10,7 @@ a folder and a bucket that the services would make too.
 from __future__ import annotations
 
 from morpheo.config import Settings
-from morpheo.doctor import blobs, broker, database, engine, node
+from morpheo.doctor import blobs, broker, confinement, database, engine, node
 from morpheo.doctor.findings import Check
 
 #: Other names of subjects, after what they are made of.
@@ -26,9 +26,14 @@ ALIASES = {
 
 def subjects(settings: Settings) -> dict[str, list[Check]]:
     """Return the checks of each subject, in the order in which they depend on each other."""
-    engines = {"engine": engine.checks(settings.engine_url, settings)}
+    url = settings.engine_url
+    engines = {"engine": [*engine.checks(url, settings), *confinement.checks(url, settings, sanitizes=True)]}
     if url := settings.algo_docker_host:
-        engines["algo-engine"] = engine.checks(url, settings, name="algo-engine", setting="MORPHEO_ALGO_DOCKER_HOST")
+        name = "algo-engine"
+        engines[name] = [
+            *engine.checks(url, settings, name=name, setting="MORPHEO_ALGO_DOCKER_HOST"),
+            *confinement.checks(url, settings, name=name, sanitizes=False),
+        ]
     return engines | {
         "broker": broker.checks(settings),
         "database": database.checks(settings),

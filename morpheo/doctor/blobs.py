@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
+from contextlib import closing
 from email.utils import parsedate_to_datetime
 from uuid import uuid4
 
@@ -18,9 +19,12 @@ from morpheo.doctor.findings import Check, Finding, clock, fail, is_local, ok, w
 from morpheo.errors import MorpheoError
 from morpheo.resources import blob_store
 from morpheo.storage.blobs import BlobStore
+from morpheo.storage.database import Database
 
 #: How long the server may take for one answer, in seconds.
 TIMEOUT_S = 5.0
+#: How many artifacts in quarantine are named.
+NAMED = 5
 #: What S3 servers are delivered with.
 DEFAULT_KEYS = frozenset({"minioadmin", "minio", "admin", "any", "password"})
 
@@ -48,6 +52,7 @@ def checks(settings: Settings) -> list[Check]:
     return [
         *found,
         Check(name="blobs.objects", run=lambda: _check_blob(settings, os.urandom(10_000)), needs=needs),
+        Check(name="blobs.quarantine", run=lambda: _check_quarantine(settings)),
         Check(name="blobs.multipart", run=lambda: _check_blob(settings, os.urandom(6 * MIB)), needs=needs),
     ]
 
@@ -149,6 +154,23 @@ def _check_blob(settings: Settings, content: bytes) -> Finding:
             if settings.s3_endpoint
             else f"`chown -R $(id -u) {settings.data_dir}`, and room on its disk",
         )
+
+
+def _check_quarantine(settings: Settings) -> Finding:
+    try:
+        with closing(Database(settings.database)) as database, database.read() as work:
+            found = work.artifacts.quarantined()
+    except MorpheoError:
+        return ok("not known: the database does not answer")  # which its own checks say
+    if not found:
+        return ok("no artifact is in quarantine")
+    names = ", ".join(f"{item.kind} {item.id}" for item in found[:NAMED]) + (
+        " and others" if len(found) > NAMED else ""
+    )
+    return fail(
+        f"{len(found)} artifacts cannot be used, because their blobs are lost or damaged: {names}",
+        "upload each again under its id, or copy its blob from a backup; `morpheo fsck` lists them",
+    )
 
 
 def _round_trip(store: BlobStore, key: str, content: bytes) -> Finding:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 
 from morpheo.config import Settings
-from morpheo.doctor.findings import Check, Finding, clock, fail, ok
+from morpheo.doctor.findings import Check, Finding, clock, fail, ok, warn
 from morpheo.errors import MorpheoError
 from morpheo.storage import migrate
 from morpheo.storage.clock import database_now
@@ -22,6 +22,9 @@ from morpheo.storage.database import Database
 
 #: File systems on which SQLite's locks and shared memory do not work, or not across machines.
 NETWORK_FILE_SYSTEMS = re.compile(r"nfs\d?|cifs|smb\w*|9p|ceph|lustre|afs|fuse\.(sshfs|s3fs|rclone|glusterfs)")
+
+#: How old a report to an outside orchestrator may be before it is worth a word, in seconds.
+REPORTS_WARN_S = 900.0
 
 _SETTING = "MORPHEO_DATABASE_URL"
 #: What PostgreSQL or its client says, and what helps.
@@ -47,6 +50,8 @@ def checks(settings: Settings) -> list[Check]:
         Check(name="database.migrations", run=database.check_migrations, needs=needs),
         Check(name="database.writable", run=database.check_writable, needs=needs),
     ]
+    if settings.orchestrator_url:
+        found.append(Check(name="database.reports", run=database.check_reports, needs=("database.migrations",)))
     if isinstance(database, _Sqlite):
         return [*found, Check(name="database.filesystem", run=database.check_filesystem, needs=needs)]
     return [
@@ -84,6 +89,14 @@ class _Common:
             f"the tables are at revision {present}, unknown to this Morpheo (at {known[-1]}): a newer one made it",
             "upgrade Morpheo on this machine to the version of the others",
         )
+
+    def check_reports(self) -> Finding:
+        with closing(Database(self._settings.database)) as database, database.read() as work:
+            count, age_s = work.reports.backlog()
+        said = f"{count} reports wait for the orchestrator, the oldest for {age_s:.0f} s"
+        if age_s > REPORTS_WARN_S:
+            return warn(said, "see 'report put off' in the workers' logs: whether it answers, and takes the password")
+        return ok(said if count else "no report waits for the orchestrator")
 
 
 class _Postgresql(_Common):

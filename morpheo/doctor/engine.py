@@ -31,8 +31,8 @@ from morpheo.doctor import probes
 from morpheo.doctor.findings import Check, Finding, fail, is_local, ok, warn
 from morpheo.errors import RuntimeUnavailable
 from morpheo.models import StepName
-from morpheo.runtime.contract import Bind, ContainerSpec, Interrupt, Owner, Profile, StepResult
-from morpheo.runtime.docker import DockerRuntime
+from morpheo.runtime.contract import SIGKILLED, Bind, ContainerSpec, Interrupt, Owner, Profile, StepResult
+from morpheo.runtime.docker import DockerRuntime, read_facts
 from morpheo.runtime.profile import LABEL_JOB
 
 #: Oldest engine that knows all that containers are told (API 1.41).
@@ -179,7 +179,8 @@ class _Engine:
 
     def check_memory(self) -> Finding:
         result = self._probe(probes.MEMORY)
-        if result.oom_killed:
+        # Not every engine says why it was killed; nobody else does that here.
+        if result.oom_killed or (result.exit_code == SIGKILLED and not result.timed_out):
             return ok(f"a container over its {probes.MEMORY_LIMIT // MIB} MiB is killed")
         return self._does_not_hold(
             result,
@@ -223,7 +224,7 @@ class _Engine:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _try_folder(self, folder: Path) -> Finding:
-        user, token = self._settings.container_user, secrets.token_hex()
+        user, token = self._settings.container_user + read_facts(self._url, self._info).first_id, secrets.token_hex()
         folder.mkdir(parents=True)
         (folder / "canary").write_text(token)
         for path, mode in ((folder, 0o755), (folder / "canary", 0o644)):  # whatever the umask is
@@ -246,7 +247,8 @@ class _Engine:
         if not (folder / "reply").exists():
             return fail(
                 f"containers run as user {user}, who cannot write to folders that belong to {user} here",
-                "switch `userns-remap` off in /etc/docker/daemon.json, and mount the data folder read-write",
+                "mount the data folder read-write where the engine runs, or set MORPHEO_DOCKER_HOST to another one; "
+                "with `userns-remap`, run the worker as root",
             )
         return ok(f"{folder.parent} is seen and can be written")
 

@@ -17,8 +17,10 @@ import psutil
 import requests
 from sqlalchemy import make_url
 
-from morpheo.config import Settings
+from morpheo.config import DEV_PASSWORD, Settings
 from morpheo.doctor.findings import Check, Finding, fail, is_local, ok, warn
+from morpheo.resources import disk_marks
+from morpheo.spool import FILE_NAME, Spool
 
 #: Where the services listen, and what shows that it is them.
 PORTS = {"compute-api": 8081, "storage-api": 8082, "orchestrator-api": 8083, "flower": 8085}
@@ -32,6 +34,7 @@ def checks(settings: Settings, *, ports: Mapping[str, int] = PORTS) -> list[Chec
     """Return the checks of this machine."""
     return [
         Check(name="node.data", run=partial(_check_data, settings)),
+        Check(name="node.spool", run=partial(_check_spool, settings), needs=("node.data",)),
         Check(name="node.disk", run=partial(_check_disk, settings), needs=("node.data",)),
         *(Check(name=f"node.port-{port}", run=partial(_check_port, name, port)) for name, port in ports.items()),
         Check(name="node.passwords", run=partial(_check_passwords, settings)),
@@ -56,6 +59,14 @@ def _check_data(settings: Settings) -> Finding:
     return ok(f"{folder}, mode {mode:o}")
 
 
+def _check_spool(settings: Settings) -> Finding:
+    waiting = len(Spool(settings.data_dir / FILE_NAME).waiting())
+    if waiting:
+        fix = "nothing, if the database answers and a worker runs on this machine: it writes them within seconds"
+        return warn(f"{waiting} ends of jobs wait on this machine until the database takes them", fix)
+    return ok("no end of a job waits for the database")
+
+
 def _check_disk(settings: Settings) -> Finding:
     """
     Compare the free room with what jobs may need.
@@ -64,11 +75,13 @@ def _check_disk(settings: Settings) -> Finding:
     twice for a moment.
     """
     folder = settings.data_dir
-    free = shutil.disk_usage(folder).free
+    usage = shutil.disk_usage(folder)
+    kept = disk_marks(settings).high_free(usage.total)
+    free = max(0, usage.free - kept)
     one = settings.context_bytes + 2 * settings.model_bytes + settings.prediction_bytes
     every = one * settings.jobs_at_once
     fix = _room(folder)
-    said = f"{free >> 20} MiB are free in {folder}"
+    said = f"{free >> 20} MiB are free in {folder} above the {kept >> 20} MiB of MORPHEO_DISK_HIGH"
     if free < one:
         return fail(f"{said}; one job at the limits of its settings takes {one >> 20} MiB", fix)
     if free < every:
@@ -109,9 +122,9 @@ def _listener(port: int) -> str:
 
 
 def _check_passwords(settings: Settings) -> Finding:
-    if settings.password.get_secret_value() not in ("p", "password", settings.user):
-        return ok("the storage API's is not the default")
-    cause = f"the storage API lets in user {settings.user} with the default password"
+    if settings.password.get_secret_value() not in (DEV_PASSWORD, "password", settings.user):
+        return ok("that of the settings' user is no word that everybody knows")
+    cause = f"the APIs let in user {settings.user} as an admin with a password that everybody knows"
     fix = "MORPHEO_USER=NAME and MORPHEO_PASSWORD=$(openssl rand -base64 24), the same for every service"
     # A stack that is all on this machine may be somebody's laptop; its APIs listen on loopback unless told otherwise.
     return warn(cause, fix) if _is_alone(settings) else fail(cause, fix)

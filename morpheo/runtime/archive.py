@@ -107,9 +107,7 @@ class ArchiveReader:
     def read(self, size: int = -1, /) -> bytes:
         """Return at most `size` bytes of the present entry; none at its end."""
         wanted = self._left_in_entry if size < 0 else min(size, self._left_in_entry)
-        piece = self._inflate(min(wanted, _READ_SIZE)) if wanted else b""
-        if wanted and not piece:
-            raise BadArchive("the archive is cut short")
+        piece = self._inflate_exactly(min(wanted, _READ_SIZE))
         self._left_in_entry -= len(piece)
         return piece
 
@@ -319,9 +317,8 @@ def repack_context(source: BinaryIO, target: BinaryIO, limits: ArchiveLimits) ->
             elif entry.link is not None:
                 info.type, info.linkname = tarfile.SYMTYPE, entry.link
             info.size = entry.size_bytes
-            # The engine compiles each of its lines.
-            if entry.name == ".dockerignore" and entry.size_bytes > _MAX_EXTENDED_HEADER:
-                raise BadArchive(f".dockerignore is longer than {_MAX_EXTENDED_HEADER} bytes")
+            if entry.name == ".dockerignore":
+                _check_read_whole(entry, "use fewer patterns")
             if entry.name == "Dockerfile":
                 dockerfile = _read_dockerfile(reader, entry)
                 tar.addfile(info, io.BytesIO(dockerfile.encode()))
@@ -332,18 +329,20 @@ def repack_context(source: BinaryIO, target: BinaryIO, limits: ArchiveLimits) ->
     return dockerfile
 
 
-def _read_dockerfile(reader: ArchiveReader, entry: Entry) -> str:
+def _check_read_whole(entry: Entry, advice: str) -> None:
+    # The engine reads it too, all of it at once, and wherever a link leads.
     if entry.is_folder or entry.link is not None:
-        raise BadArchive("Dockerfile must be a file, not a folder or a link")
+        raise BadArchive(f"{entry.name} must be a file, not a folder or a link")
     if entry.size_bytes > _MAX_EXTENDED_HEADER:
-        raise BadArchive(f"Dockerfile is longer than {_MAX_EXTENDED_HEADER} bytes")
-    content = bytearray()
-    while piece := reader.read():
-        content += piece
+        raise BadArchive(f"{entry.name} is longer than {_MAX_EXTENDED_HEADER} bytes; {advice}")
+
+
+def _read_dockerfile(reader: ArchiveReader, entry: Entry) -> str:
+    _check_read_whole(entry, "COPY a script and run that")
     try:
-        text = content.decode("utf-8")
+        text = b"".join(iter(reader.read, b"")).decode("utf-8")
     except UnicodeDecodeError as exc:
-        raise BadArchive("Dockerfile is not UTF-8 text") from exc
+        raise BadArchive("Dockerfile is not UTF-8 text; save it as such") from exc
     if text.startswith("\ufeff") or "\0" in text:
-        raise BadArchive("Dockerfile is not plain UTF-8 text (it has a byte order mark or a zero byte)")
+        raise BadArchive("Dockerfile is not plain UTF-8 text (with a byte order mark or zero byte); save it without")
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import threading
 import time
@@ -10,21 +11,33 @@ from typing import Any, BinaryIO
 
 import requests
 from docker import APIClient
-from docker.errors import APIError, DockerException, ImageNotFound
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from urllib3.exceptions import HTTPError
 
 from morpheo.runtime.contract import BuildResult, BuildSpec
-from morpheo.runtime.profile import owner_labels
+from morpheo.runtime.log import BoundedLog
+from morpheo.runtime.network import PROXY_URL
+from morpheo.runtime.profile import LABEL_NODE, owner_labels
 
 _STAGE = re.compile(r"Step \d+/\d+ : FROM ")
 _INTERMEDIATE = re.compile(r"---> ([0-9a-f]{12})\s*")
+_RUNNING = re.compile(r"---> Running in ([0-9a-f]{12})\s*")
+#: Arguments that every build has without declaring them; the engine writes none of them into the image.
+_PROXY_WORDS = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
+#: The control group of all instructions of builds, as the two drivers of the engine want it named.
+_GROUPS = {"cgroupfs": "/morpheo-builds", "systemd": "morpheo-builds.slice"}
+_CPU_PERIOD_US = 100_000
+#: A build's container counts as a stray when it is older than any build by so much, in seconds.
+_STRAY_GRACE_S = 60
 #: How long the engine is given to end the container of a build that was stopped, in seconds.
 _REMOVE_DEADLINE_S = 15
+#: How often an engine that is out is asked whether it is back, in seconds.
+_RETURN_EVERY_S = 0.2
 
 
 class ImageBuild:
     """
-    Builds one image, without network or cache, and keeps the end of the log.
+    Builds one image, without network or cache.
 
     The engine reports a failure as a line of its stream, not as an error; and it goes on building until its client
     hangs up, so both the deadline and `stop` close the connection.
@@ -32,14 +45,31 @@ class ImageBuild:
     Args:
         client: Used for this build only.
         spec: What to build.
-        log_bytes: How much of the log is kept.
+        node: Name of this node.
+        log: Where the engine's report goes.
+        network_mode: The engine's word for the network that instructions are given.
+        return_s: How long an engine that went out is waited for, to remove what it left.
     """
 
-    def __init__(self, client: APIClient, spec: BuildSpec, *, log_bytes: int) -> None:
+    def __init__(
+        self,
+        client: APIClient,
+        spec: BuildSpec,
+        *,
+        node: str,
+        log: BoundedLog,
+        network_mode: str = "none",
+        return_s: float = 120,
+    ) -> None:
         self._client = client
+        self._network_mode = network_mode
         self._spec = spec
-        self._log = _Tail(log_bytes)
+        self._node = node
+        self._log = log
+        self._return_s = return_s
         self._error = ""
+        #: Id of the container of the latest instruction.
+        self._container = ""
         self._intermediate: list[str] = []
         self._stages = 0
         self._stopped = False
@@ -57,16 +87,19 @@ class ImageBuild:
             self._follow(context)
         except (DockerException, requests.RequestException, HTTPError, AttributeError, ValueError):
             if not self._stopped:
+                self._remove_container()
                 raise
         finally:
             watchdog.cancel()
             self._client.hooks = {"response": []}
+        if self._timed_out:
+            self._client.ping()  # an engine that hangs is no fault of the build
         image_id = None if self._error or self._stopped else self._find()
         if image_id is None or self._stages > 1:
             self._remove_intermediate()
         return BuildResult(
             image_id=image_id,
-            log=self._log.content(),
+            log=self._log.text(),
             seconds=time.monotonic() - began,
             timed_out=self._timed_out,
             error=self._error or ("" if image_id else "the engine ended the build without an image"),
@@ -91,16 +124,18 @@ class ImageBuild:
     def _follow(self, context: BinaryIO) -> None:
         memory = self._spec.memory_bytes
         limits: Any = {"memory": memory, "memswap": memory} if memory else None
+        self._client.params = _more_limits(self._spec, build_group(self._client))
         lines = self._client.build(
             fileobj=context,
             custom_context=True,
             tag=self._spec.tag,
-            labels=owner_labels(self._spec.owner),
+            labels={**owner_labels(self._spec.owner), LABEL_NODE: self._node},
             rm=True,
             forcerm=True,
             pull=False,
             nocache=True,
-            network_mode=None if self._spec.network else "none",
+            network_mode=self._network_mode,
+            buildargs=dict.fromkeys(_PROXY_WORDS, PROXY_URL) if self._spec.network else None,
             container_limits=limits,
             shmsize=64 << 20,
             use_config_proxy=False,
@@ -114,19 +149,34 @@ class ImageBuild:
 
     def _take(self, line: dict[str, Any]) -> None:
         text = str(line.get("stream") or line.get("status") or "")
-        self._log.add(text.encode("utf-8", "replace"))
+        self._log.write(text.encode("utf-8", "replace"))
         if match := _INTERMEDIATE.search(text):
             self._intermediate.append(match[1])
+        if match := _RUNNING.search(text):
+            self._container = match[1]
         self._stages += bool(_STAGE.match(text))
         if "error" in line or "errorDetail" in line:
             self._error = str(line.get("error") or line["errorDetail"].get("message"))
-            self._log.add(self._error.encode("utf-8", "replace") + b"\n")
+            self._log.write(self._error.encode("utf-8", "replace") + b"\n")
 
     def _find(self) -> str | None:
         try:
             return str(self._client.inspect_image(self._spec.tag)["Id"])
         except ImageNotFound:
             return None
+
+    def _remove_container(self) -> None:
+        # An engine that was killed forgets its builds, not their containers, which nothing tells from other people's.
+        give_up = time.monotonic() + self._return_s
+        while self._container and not self._stopped and time.monotonic() < give_up:
+            try:
+                self._client.remove_container(self._container, force=True, v=True)
+            except NotFound:
+                return
+            except (DockerException, requests.RequestException, HTTPError):
+                time.sleep(_RETURN_EVERY_S)
+            else:
+                return
 
     def _remove_intermediate(self) -> None:
         # What a failed build got to, and each stage but the last, is an image without a tag. The engine refuses to
@@ -146,26 +196,36 @@ class ImageBuild:
         return True
 
 
-class _Tail:
-    """The last bytes of what was added."""
+def build_group(client: APIClient) -> str:
+    """Return the control group in which an engine runs the instructions of builds; empty if it has none."""
+    return _GROUPS.get(client.info().get("CgroupDriver", ""), "")
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._content = bytearray()
-        self._cut = False
 
-    def add(self, piece: bytes) -> None:
-        """Add a piece; forgets the oldest bytes."""
-        self._content += piece
-        if len(self._content) > 2 * self._size:
-            self._cut = True
-            del self._content[: -self._size]
+def remove_strays(client: APIClient, *, build_timeout_s: float) -> int:
+    """
+    Remove the containers of builds that nobody waits for any more; return how many there were.
 
-    def content(self) -> bytes:
-        """Return what is left, marked if something is missing."""
-        kept = bytes(self._content[-self._size :])
-        return (
-            b"[the beginning of this log was dropped]\n" + kept
-            if self._cut or len(self._content) > self._size
-            else kept
-        )
+    An engine that is killed forgets its builds, not their containers, which have no labels (``trust`` 0.16). They are
+    known by their control group, and by being older than a build may be.
+    """
+    group = build_group(client)
+    oldest = time.time() - build_timeout_s - _STRAY_GRACE_S
+    strays = 0
+    for container in client.containers(all=True) if group else ():
+        if container["Created"] > oldest:
+            continue
+        with contextlib.suppress(NotFound):  # it went by itself
+            if client.inspect_container(container["Id"])["HostConfig"].get("CgroupParent") == group:
+                client.remove_container(container["Id"], force=True, v=True)
+                strays += 1
+    return strays
+
+
+def _more_limits(spec: BuildSpec, group: str) -> dict[str, Any]:
+    # What the engine knows of and docker-py does not: sent with each request of the client.
+    limits: dict[str, Any] = {"ulimits": json.dumps([{"Name": "core", "Soft": 0, "Hard": 0}])}
+    if group:
+        limits["cgroupparent"] = group
+    if spec.cpus:
+        limits |= {"cpuperiod": _CPU_PERIOD_US, "cpuquota": int(spec.cpus * _CPU_PERIOD_US)}
+    return limits

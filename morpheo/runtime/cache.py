@@ -6,9 +6,10 @@ What a node keeps so that no byte is fetched and no image is made twice.
     <data_dir>/cache/
         blobs/sha256/<digest>    read-only files, hard-linked into workspaces
         detarget/<key>/          test sets without their targets
+        images/<kind>-<digest>   empty files: when images of the engine were used last
         locks/                   one file for each thing that is being fetched or built
 
-A file that a workspace has linked has a second link, and is not evicted.
+A file that a workspace has linked has a second link, and is not evicted; nor is an image whose file it has linked.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class NodeCache:
     def __init__(self, folder: Path, open_blob: OpenBlob, *, max_bytes: int) -> None:
         self._blobs = folder / "blobs" / "sha256"
         self._detarget = folder / "detarget"
+        self._images = folder / "images"
         self._locks = folder / "locks"
         self._open_blob = open_blob
         self._max_bytes = max_bytes
@@ -98,21 +100,22 @@ class NodeCache:
     def _fetch(self, artifact: Artifact, cached: Path, target: Path, interrupt: Interrupt) -> None:
         cached.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
-        descriptor, name = tempfile.mkstemp(dir=cached.parent, prefix=_FETCHING)
+        partial = cached.with_name(_FETCHING + cached.name)  # nobody else's: it is written under the lock
+        partial.unlink(missing_ok=True)
         try:
-            with open(descriptor, "wb") as file, self._open_blob(artifact.blob_key) as pieces:
+            with partial.open("wb") as file, self._open_blob(artifact.blob_key) as pieces:
                 for piece in pieces:
                     interrupt.check()
                     digest.update(piece)
                     file.write(piece)
             if digest.hexdigest() != artifact.sha256:
                 raise CorruptBlob(f"the blob of {artifact.kind} {artifact.id} has changed since it was stored")
-            Path(name).chmod(0o444)
+            partial.chmod(0o444)
             # Linked first: a blob that can be evicted before it is linked would be fetched again, perhaps for ever.
-            os.link(name, target)
-            Path(name).rename(cached)
+            os.link(partial, target)
+            partial.rename(cached)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             raise
         self._evict()
 
@@ -129,6 +132,82 @@ class NodeCache:
             if stat.st_nlink == 1 and not fetching:
                 path.unlink(missing_ok=True)
                 excess -= stat.st_size
+
+    def drop_abandoned(self) -> int:
+        """Remove what jobs had half fetched whose worker was killed; return how many files there were."""
+        count = 0
+        self._locks.mkdir(parents=True, exist_ok=True)
+        for path in _children(self._blobs):
+            if path.name.startswith(_FETCHING):
+                # Whoever fetches it holds its lock.
+                lock = FileLock(self._locks / path.name.removeprefix(_FETCHING), timeout=0)
+                with contextlib.suppress(Timeout), lock:
+                    path.unlink(missing_ok=True)
+                    count += 1
+        return count
+
+    def has(self, artifact: Artifact) -> bool:
+        """Whether this machine has a blob."""
+        return (self._blobs / artifact.sha256).exists()
+
+    def evict(self, enough: Callable[[], bool]) -> None:
+        """Remove what no job uses, blobs and detargeted test sets, least recently used first, until there is room."""
+        idle: list[tuple[float, Path]] = []
+        for path in [*_children(self._blobs), *_children(self._detarget)]:
+            with contextlib.suppress(FileNotFoundError):
+                found = path.stat()
+                fetching = path.name.startswith(_FETCHING) and time.time() - found.st_mtime < _STALE_FETCH_S
+                if path.is_dir() or (found.st_nlink == 1 and not fetching):
+                    idle.append((found.st_mtime, path))
+        for _, path in sorted(idle):
+            if enough():
+                return
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def hold_image(self, name: str, target: Path, interrupt: Interrupt) -> None:
+        """
+        Keep an image from being evicted, and remember that it was used now.
+
+        Args:
+            name: Of the image; also of the lock under which it is built and evicted.
+            target: A name for the link that holds it, in a workspace.
+            interrupt: Ends the waiting for the lock.
+        """
+        with self.lock(f"image-{name}", interrupt):
+            self._images.mkdir(parents=True, exist_ok=True)
+            (self._images / name).touch()
+            target.unlink(missing_ok=True)
+            os.link(self._images / name, target)
+
+    def idle_images(self) -> list[str]:
+        """Return the names of the images that no workspace holds, least recently used first."""
+        idle = []
+        for path in _children(self._images):
+            with contextlib.suppress(FileNotFoundError):
+                if (found := path.stat()).st_nlink == 1:
+                    idle.append((found.st_mtime, path.name))
+        return [name for _, name in sorted(idle)]
+
+    def forget_image(self, name: str, remove: Callable[[], bool]) -> None:
+        """Remove an image if nobody holds or builds it at this moment."""
+        path = self._images / name
+        lock = FileLock(self._locks / f"image-{name}", timeout=0)
+        with contextlib.suppress(Timeout, FileNotFoundError), lock:
+            if path.stat().st_nlink == 1 and remove():
+                path.unlink()
+
+    def damaged(self, *, remove: bool) -> Iterator[str]:
+        """Read all cached blobs; return the names of those that are not what their names say, removed if asked to."""
+        for path in sorted(self._blobs.iterdir()) if self._blobs.is_dir() else ():
+            with contextlib.suppress(FileNotFoundError):  # evicted meanwhile
+                if path.name.startswith(_FETCHING) or _digest(path) == path.name:
+                    continue
+                if remove:
+                    path.unlink()
+                yield path.name
 
     def link_detargeted(self, key: str, folder: Path) -> bool:
         """Fill a folder with a test set whose targets were hidden before; False if this one is not here."""
@@ -170,6 +249,15 @@ class NodeCache:
             if excess > 0 and folder.name != kept:
                 shutil.rmtree(folder, ignore_errors=True)
                 excess -= size
+
+
+def _children(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def detarget_key(problem: Artifact, test_data: list[Artifact]) -> str:

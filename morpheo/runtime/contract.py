@@ -8,16 +8,20 @@ by its `Interrupt`, reads its log, and removes it. Nothing of it is left afterwa
 from __future__ import annotations
 
 import enum
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 from uuid import UUID
 
-from morpheo.errors import Interrupted
 from morpheo.models import StepName
+from morpheo.runtime.interrupt import Interrupt as Interrupt  # noqa: PLC0414 - one of the contract's words
+from morpheo.runtime.log import BoundedLog
+from morpheo.runtime.quota import Quota
+
+#: Exit code of a program that was killed by SIGKILL: by somebody, or by the kernel for its memory.
+SIGKILLED = 137
 
 
 class Image(enum.StrEnum):
@@ -25,6 +29,8 @@ class Image(enum.StrEnum):
 
     PROBLEM = "problem"
     ALGO = "algo"
+    #: Our own, which runs beside the problems'.
+    PLATFORM = "platform"
 
 
 class Folder(enum.StrEnum):
@@ -37,12 +43,15 @@ class Folder(enum.StrEnum):
     MODEL = "model"
     TRAIN_PRED = "train_pred"
     TEST_PRED = "test_pred"
+    #: Predictions that were written anew, value by value.
+    TRAIN_CLEAN = "train_clean"
+    TEST_CLEAN = "test_clean"
     PERF = "perf"
 
     @property
     def is_output(self) -> bool:
         """Whether a container may write to it."""
-        return self in (Folder.DETARGETED, Folder.MODEL, Folder.TRAIN_PRED, Folder.TEST_PRED, Folder.PERF)
+        return self not in (Folder.TEST, Folder.TRAIN, Folder.VISIBLE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +73,8 @@ class Step:
     image: Image
     args: tuple[str, ...]
     mounts: tuple[Mount, ...]
+    #: In place of the image's own.
+    entrypoint: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +109,10 @@ class ContainerSpec:
     timeout_s: float
     #: Whether it gets the GPUs of the profile.
     gpu: bool = False
+    #: In place of the image's own.
+    entrypoint: tuple[str, ...] | None = None
+    #: What its writable folders may hold, if their file system does not limit them; it is killed when they hold more.
+    quota: Quota | None = None
 
     @property
     def name(self) -> str:
@@ -119,6 +134,8 @@ class Profile:
     file_bytes: int
     #: What a container that asks for GPUs gets: ``all``, how many, or comma-separated ids; empty is none.
     gpus: str = ""
+    #: Name of the OCI runtime as the engine knows it; empty is the engine's default.
+    runtime: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +146,12 @@ class StepResult:
     exit_code: int | None
     oom_killed: bool = False
     timed_out: bool = False
+    #: Whether it wrote more to its folders than it may, or as much.
+    over_quota: bool = False
     #: Time between start and end by the monotonic clock.
     seconds: float
     peak_memory_bytes: int | None = None
-    #: The end of stdout and stderr, as it came.
+    #: Head and tail of stdout and stderr, with a line between them if something is left out.
     log: bytes = b""
     #: Why the container could not be started, if it could not and its image is to blame.
     start_error: str | None = None
@@ -151,6 +170,32 @@ class BuildResult:
     error: str = ""
 
 
+#: Repository of images that were built and are not checked yet.
+UNCHECKED = "morpheo/unchecked"
+_UNCHECKED_TAG = re.compile(rf"{UNCHECKED}:([0-9a-f-]{{36}})-(\d+)-[a-z]+")
+
+
+def unchecked_tag(owner: Owner, image: Image) -> str:
+    """Return the name of an image that was built for an attempt and not looked at yet."""
+    return f"{UNCHECKED}:{owner.job_id}-{owner.attempt}-{image}"
+
+
+def unchecked_owner(tag: str) -> Owner | None:
+    """Return whose an image is that was not looked at yet, None if the tag is another one."""
+    match = _UNCHECKED_TAG.fullmatch(tag)
+    return Owner(job_id=UUID(match[1]), attempt=int(match[2])) if match else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildNetwork:
+    """The only way out of a build: through `morpheo.proxy`."""
+
+    #: Where the container engine sees the proxy's Unix socket.
+    proxy_socket: Path
+    #: Image of the engine with Python 3 that brings requests to it.
+    relay_image: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildSpec:
     """An image to build."""
@@ -159,8 +204,12 @@ class BuildSpec:
     #: ``name:digest``; the same context always has the same tag.
     tag: str
     timeout_s: float
-    network: bool = False
+    #: None if there is no way out.
+    network: BuildNetwork | None = None
+    #: Of each instruction; 0 is no limit.
     memory_bytes: int = 0
+    #: Processors that an instruction may keep busy; 0 is no limit.
+    cpus: float = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,62 +222,29 @@ class ImageInfo:
     volumes: tuple[str, ...] = field(default=())
     working_dir: str = ""
     environment: int = 0
+    labels: int = 0
+    ports: int = 0
     runs_something: bool = True
 
 
-class Interrupt:
-    """
-    Tells a running attempt to stop, from another thread.
+@dataclass(frozen=True, kw_only=True)
+class EngineFacts:
+    """What an engine says of itself; it does not change while it runs."""
 
-    `set` may be called more than once; the first reason stays. What is registered with `calling` is called at once
-    when it is set, or has been.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._callbacks: list[Callable[[], None]] = []
-        self.reason: str | None = None
-
-    def set(self, reason: str) -> None:
-        """Stop whatever is registered."""
-        with self._lock:
-            if self.reason is not None:
-                return
-            self.reason = reason
-            callbacks = list(self._callbacks)
-        for callback in callbacks:
-            callback()
-
-    def check(self) -> None:
-        """
-        Do nothing if it is not set.
-
-        Raises:
-            Interrupted: it is.
-        """
-        if self.reason is not None:
-            raise Interrupted(self.reason)
-
-    @contextmanager
-    def calling(self, callback: Callable[[], None]) -> Iterator[None]:
-        """Call something if the interrupt is set during the block."""
-        with self._lock:
-            self._callbacks.append(callback)
-            already = self.reason is not None
-        try:
-            if already:
-                callback()
-            yield
-        finally:
-            with self._lock:
-                self._callbacks.remove(callback)
+    #: The folder where images are kept, None if this machine does not see it.
+    data_root: Path | None = None
+    #: Id of its process, None if it runs elsewhere.
+    pid: int | None = None
+    #: The user id of this machine that is root in its containers: 0 without user namespaces.
+    first_id: int = 0
 
 
 class ContainerRuntime(Protocol):
     """
     Builds images and runs containers.
 
-    Every method raises `morpheo.errors.RuntimeUnavailable` if the engine does not answer or fails by itself. A failing
+    Every method raises `morpheo.errors.RuntimeUnavailable` if the engine does not answer or fails by itself, and
+    `morpheo.errors.DiskFull` if it says that its disk is full. A failing
     build or container is no exception but a result: it was run successfully.
     """
 
@@ -252,18 +268,37 @@ class ContainerRuntime(Protocol):
         """Remove an image with its tags, if it is there and nothing uses it."""
         ...
 
-    def build(self, context: BinaryIO, spec: BuildSpec, *, interrupt: Interrupt) -> BuildResult:
+    def drop_image(self, tag: str) -> bool:
+        """Remove an image by its tag, unless a container uses it; return whether it is gone."""
+        ...
+
+    def drop_unchecked(self, *, older_than_s: float) -> int:
+        """Remove images that were built so long ago and never checked; return how many there were."""
+        ...
+
+    def facts(self) -> EngineFacts:
+        """Return what the engine says of itself."""
+        ...
+
+    def build(
+        self, context: BinaryIO, spec: BuildSpec, *, interrupt: Interrupt, log: BoundedLog | None = None
+    ) -> BuildResult:
         """
         Build an image from a plain tar, which was checked before, without the engine's cache.
 
+        What the build writes can be read from `log` while it runs.
+
         Raises:
+            DiskFull: the engine's disk is full.
             Interrupted: the interrupt was set; nothing is left.
         """
         ...
 
-    def run(self, spec: ContainerSpec, *, interrupt: Interrupt) -> StepResult:
+    def run(self, spec: ContainerSpec, *, interrupt: Interrupt, log: BoundedLog | None = None) -> StepResult:
         """
-        Run a container to its end.
+        Run a container to its end, even if the engine is restarted meanwhile and the container survives that.
+
+        What the container writes can be read from `log` while it runs, a moment later.
 
         Raises:
             Interrupted: the interrupt was set; the container is dead and removed.
@@ -271,11 +306,19 @@ class ContainerRuntime(Protocol):
         ...
 
     def owners(self) -> list[Owner]:
-        """Return to whom the containers that are here belong, each owner once."""
+        """Return to whom the containers and unchecked images that are here belong, each owner once."""
         ...
 
     def remove(self, owner: Owner) -> None:
-        """Kill and remove all containers of an attempt; safe to call when there are none."""
+        """Kill and remove all containers and unchecked images of an attempt; safe to call when there are none."""
+        ...
+
+    def kill_overdue(self) -> int:
+        """
+        Kill the containers of this node that have run for longer than they may; return how many there were.
+
+        Whoever runs a container kills it at its deadline. This is for the case that it cannot.
+        """
         ...
 
 
@@ -292,7 +335,7 @@ class Engines:
     algo: ContainerRuntime
 
     def __getitem__(self, image: Image) -> ContainerRuntime:
-        return self.problem if image is Image.PROBLEM else self.algo
+        return self.algo if image is Image.ALGO else self.problem
 
     def __iter__(self) -> Iterator[ContainerRuntime]:
         """Give each engine once."""

@@ -40,6 +40,12 @@ class OutputLimits:
     max_files: int
     max_depth: int = 8
 
+    @property
+    def packed_bytes(self) -> int:
+        """How large the archive of such a folder is at most, if nothing in it can be compressed."""
+        # Headers of tar with names of any length, and what deflate adds to a block that it stores (RFC 1951, 3.2.4).
+        return self.max_bytes + self.max_bytes // 1000 + 4096 * (self.max_files + 1)
+
 
 def harvest_files(source: Path, target: Path, *, names: set[str], max_bytes: int) -> set[str]:
     """

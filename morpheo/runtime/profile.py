@@ -2,7 +2,8 @@
 What a container may do: one pure function turns a `ContainerSpec` into the engine's create arguments.
 
 The list follows ``trust`` 5.2. An image's own USER, ENTRYPOINT arguments apart, decides nothing here: its WORKDIR,
-HEALTHCHECK, STOPSIGNAL and VOLUME are overridden or refused.
+HEALTHCHECK, STOPSIGNAL and VOLUME are overridden or refused. What is not named here stays as the engine has it: the
+default seccomp profile, and the masked and read-only paths of ``/proc`` and ``/sys``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ LABEL_ATTEMPT = "morpheo.attempt"
 LABEL_STEP = "morpheo.step"
 LABEL_NODE = "morpheo.node"
 LABEL_WORKER = "morpheo.worker"
+#: How long a container may run, in seconds.
+LABEL_LIMIT = "morpheo.limit"
 #: Oldest API that knows all that is used here; also what builds the host configuration.
 API_VERSION = "1.41"
 
@@ -32,12 +35,19 @@ def create_arguments(spec: ContainerSpec, profile: Profile, *, node: str) -> dic
     return {
         "name": spec.name,
         "image": spec.image_id,
+        **({"entrypoint": list(spec.entrypoint)} if spec.entrypoint else {}),
         "command": list(spec.args),
         "user": f"{profile.user}:{profile.user}",
         "working_dir": "/data",
         "hostname": "job",
         "environment": {"HOME": "/tmp"},  # noqa: S108 - the container's own
-        "labels": {**owner_labels(spec.owner), LABEL_STEP: spec.step, LABEL_NODE: node},
+        "use_config_proxy": False,  # nor those of the worker's own Docker configuration, with their passwords
+        "labels": {
+            **owner_labels(spec.owner),
+            LABEL_STEP: spec.step,
+            LABEL_NODE: node,
+            LABEL_LIMIT: f"{spec.timeout_s:g}",
+        },
         "healthcheck": {"test": ["NONE"]},
         "stop_signal": "SIGKILL",
         "network_disabled": True,
@@ -56,7 +66,9 @@ def _host_config(spec: ContainerSpec, profile: Profile) -> HostConfig:
         dns_search=["."],
         read_only=True,
         init=True,
+        runtime=profile.runtime or None,
         privileged=False,
+        devices=[],
         cap_drop=["ALL"],
         security_opt=["no-new-privileges:true"],
         ipc_mode="private",

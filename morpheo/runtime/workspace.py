@@ -12,23 +12,35 @@ The folder of one attempt at a job.
         train_pred/    what train writes, mounted at train/pred
         test_pred/     what train or predict writes, mounted at test/pred
         perf/          what perf writes
+        train_clean/   what sanitize writes
+        test_clean/    the same
         harvest/       copies of outputs, which no container can write
         tmp/           archives on their way
+        volume.img     a file system for the output folders, if this machine can mount it,
+        volume/        and where it is mounted; the output folders are then in here
 
-Only ``detargeted``, ``model``, ``train_pred``, ``test_pred`` and ``perf`` belong to the containers' user.
+Only the output folders belong to the containers' user: ``detargeted``, ``model``, ``train_pred``, ``test_pred``,
+``train_clean``, ``test_clean`` and ``perf``.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from uuid import UUID
 
-from morpheo.errors import RuntimeUnavailable
+from morpheo.errors import DiskFull, RuntimeUnavailable
 from morpheo.runtime.contract import Bind, Folder, Owner, Step
+from morpheo.runtime.quota import Quota
+from morpheo.runtime.volume import MOUNT, is_full, mount_volume, unmount_below
+
+#: What algos write; problems and the platform write the rest.
+_OF_ALGOS = frozenset({Folder.MODEL, Folder.TRAIN_PRED, Folder.TEST_PRED})
 
 
 class Workspace:
@@ -40,11 +52,15 @@ class Workspace:
         job_id: Whose.
         attempt: Which try.
         owner: User and group id of the containers.
+        algo_owner: The same of those that run algos, if another engine has other ids.
     """
 
-    def __init__(self, root: Path, *, job_id: UUID, attempt: int, owner: int) -> None:
+    def __init__(self, root: Path, *, job_id: UUID, attempt: int, owner: int, algo_owner: int | None = None) -> None:
         self.path = root / f"{job_id}-{attempt}"
         self._owner = owner
+        self._algo_owner = owner if algo_owner is None else algo_owner
+        self._volume: Path | None = None
+        self._bounded: frozenset[Folder] = frozenset()
 
     def __enter__(self) -> Self:
         remove_tree(self.path)
@@ -53,11 +69,13 @@ class Workspace:
             for folder in Folder:
                 (self.path / folder).mkdir(mode=0o755)
                 if folder.is_output:
-                    self._give_away(self.path / folder)
+                    self._give_away(folder, self.path / folder)
             for name in ("harvest", "tmp"):
                 (self.path / name).mkdir(mode=0o700)
         except OSError as exc:
             remove_tree(self.path)
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise DiskFull(f"no workspace could be made on this worker's disk: {exc.strerror}") from exc
             raise RuntimeUnavailable(f"no workspace could be made: {exc.strerror}") from exc
         return self
 
@@ -67,7 +85,26 @@ class Workspace:
         remove_tree(self.path)
 
     def __getitem__(self, folder: Folder) -> Path:
-        return self.path / folder
+        return self.path / MOUNT / folder if folder in self._bounded else self.path / folder
+
+    def bound(self, folders: Iterable[Folder], quota: Quota) -> None:
+        """
+        Let output folders, which are empty, lie on a file system of their own.
+
+        Raises:
+            DiskFull: the disk has no room for it.
+            RuntimeUnavailable: it could not be made.
+        """
+        self._volume = mount_volume(self.path, quota)
+        self._bounded = frozenset(folders)
+        for folder in self._bounded:
+            self[folder].mkdir(mode=0o755)
+            self._give_away(folder, self[folder])
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the file system of the output folders takes no more; False without one."""
+        return self._volume is not None and is_full(self._volume)
 
     def harvest(self, folder: Folder) -> Path:
         """Return the folder for copies of an output."""
@@ -92,12 +129,13 @@ class Workspace:
 
     def give(self, folder: Folder) -> None:
         """Let the containers' user write to what was put into an output folder."""
-        for path in sorted((self.path / folder).rglob("*")):
-            self._give_away(path)
+        for path in sorted(self[folder].rglob("*")):
+            self._give_away(folder, path)
 
-    def _give_away(self, path: Path) -> None:
+    def _give_away(self, folder: Folder, path: Path) -> None:
         if os.getuid() == 0:
-            os.chown(path, self._owner, self._owner, follow_symlinks=False)
+            owner = self._algo_owner if folder in _OF_ALGOS else self._owner
+            os.chown(path, owner, owner, follow_symlinks=False)
 
 
 def owner_of(path: Path) -> Owner | None:
@@ -111,10 +149,11 @@ def owner_of(path: Path) -> Owner | None:
 
 def remove_tree(path: Path) -> None:
     """
-    Remove a folder, if it is there.
+    Remove a folder, if it is there, and unmount what is mounted in it.
 
     By the ``rm`` program: a tree that a hostile program made can be too deep for `shutil.rmtree`.
     """
+    unmount_below(path)
     remove = ["rm", "-rf", "--one-file-system", "--", str(path)]
     if path.exists() and subprocess.run(remove, check=False, capture_output=True).returncode:
         # The program had the worker's own user id, and made folders that their owner may not read.

@@ -90,6 +90,10 @@ class BlobStore(Protocol):
         """Return the blobs whose key begins with `prefix`, in the order of their keys."""
         ...
 
+    def sweep(self, before: datetime) -> int:
+        """Remove what is left of writes that began before a time and never ended; return how many there were."""
+        ...
+
     def check(self) -> None:
         """Find out whether the store can be used."""
         ...

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 
+from morpheo.access import SYSTEM, Principal
 from morpheo.challenges import Problem
-from morpheo.models import Job, JobKind, JobState, LearnSpec
+from morpheo.models import Artifact, Job, JobKind, JobState, LearnSpec
+from morpheo.specs import spec_digest, spec_to_dict
 from morpheo.storage.rows import to_job
-from morpheo.storage.tables import JobRow
+from morpheo.storage.tables import ArtifactRow, JobRow
+from morpheo.storage.visibility import seen_jobs
 
 _ACTIVE = (JobState.QUEUED.value, JobState.RUNNING.value)
 
@@ -27,6 +33,10 @@ class ChainRepository:
         query = select(JobRow.problem_id, JobRow.algo_id).where(JobRow.id == job_id, JobRow.rank.is_not(None))
         found = self._session.execute(query.where(JobRow.planned)).one_or_none()
         return None if found is None else (found.problem_id, found.algo_id)
+
+    def rank(self, job_id: UUID) -> int | None:
+        """Return the rank of a training job, None if it is not part of a chain."""
+        return self._session.scalar(select(JobRow.rank).where(JobRow.id == job_id, JobRow.planned))
 
     def last_ranks(self, problem: UUID) -> dict[UUID, int]:
         """Return the highest rank of each chain of a problem that has any."""
@@ -60,6 +70,32 @@ class ChainRepository:
         query = select(JobRow.result_id).where(*chains, JobRow.state == JobState.SUCCEEDED.value)
         return self._session.scalar(query.order_by(by_perf, JobRow.rank, JobRow.id).limit(1))
 
+    def with_free_id(self, job_id: UUID, attempt: int, results: Sequence[Artifact]) -> Sequence[Artifact]:
+        """
+        Return what an attempt led to: a rank's model under a new id, which its spec then has, if its own id is taken.
+
+        A worker that is not ours may have stored a model there and died before it reported how good that is.
+        """
+        held = JobRow.id == job_id, JobRow.attempt == attempt, JobRow.state == JobState.RUNNING.value
+        rank = select(JobRow).where(*held, JobRow.planned, JobRow.rank.is_not(None)).with_for_update()
+        model = results[0]
+        taken = select(ArtifactRow.id).where(ArtifactRow.kind == model.kind.value, ArtifactRow.id == model.id)
+        if self._session.scalar(taken) is None or (row := self._session.scalar(rank)) is None:
+            return results
+        renamed = replace(model, id=uuid.uuid4())
+        spec = to_job(row, attempts=False).spec
+        if isinstance(spec, LearnSpec):
+            spec = replace(spec, model_end=renamed.id)
+        values = {"spec": spec_to_dict(spec), "spec_sha256": spec_digest(spec)}
+        self._session.execute(update(JobRow).where(JobRow.id == job_id).values(values))
+        return [renamed, *results[1:]]
+
+    def of_result(self, kind: JobKind, result: UUID) -> Job | None:
+        """Return the job, planned or not, that ended with a model or prediction, without its attempts; the oldest."""
+        query = select(JobRow).where(JobRow.result_id == result, JobRow.kind == kind.value)
+        row = self._session.scalar(query.order_by(JobRow.created_at, JobRow.id).limit(1))
+        return None if row is None else to_job(row, attempts=False)
+
     def jobs(
         self,
         kind: JobKind,
@@ -68,9 +104,10 @@ class ChainRepository:
         problem: UUID | None = None,
         algo: UUID | None = None,
         states: tuple[JobState, ...] | None = None,
+        by: Principal = SYSTEM,
     ) -> list[Job]:
-        """Return planned jobs of one kind without their attempts, oldest first and in the order of ranks."""
-        query = select(JobRow).where(JobRow.planned, JobRow.kind == kind.value)
+        """Return planned jobs of one kind that somebody sees, without attempts, oldest first, in the order of ranks."""
+        query = select(JobRow).where(JobRow.planned, JobRow.kind == kind.value, seen_jobs(by))
         for column, value in ((JobRow.id, job), (JobRow.problem_id, problem), (JobRow.algo_id, algo)):
             if value is not None:
                 query = query.where(column == value)

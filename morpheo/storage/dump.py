@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 from uuid import UUID
 
-from sqlalchemy import Connection, Table, func, insert, select
+from sqlalchemy import Connection, Table, delete, func, insert, select
+from sqlalchemy.orm import Session
 
+from morpheo.audit import Action
 from morpheo.errors import Conflict, InvalidInput
 from morpheo.storage import migrate
 from morpheo.storage.database import Database
-from morpheo.storage.tables import ArtifactRow, Base, StepRow
+from morpheo.storage.events import EventRepository
+from morpheo.storage.tables import ArtifactRow, Base, EventHeadRow, LogPieceRow, NodeRow, StepRow
 
 #: Rows in memory at once.
 BATCH = 500
 
-_TABLES = {table.name: table for table in Base.metadata.sorted_tables}
+#: Nodes are not part of a stack's memory: those that run say so again.
+_TABLES = {table.name: table for table in Base.metadata.sorted_tables if table is not NodeRow.__table__}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,8 @@ def blob_refs(lines: Iterable[str]) -> Iterator[BlobRef]:
             yield BlobRef(key=row["blob_key"], sha256=row["sha256"])
         elif table is StepRow.__table__ and row["log_key"] is not None:
             yield BlobRef(key=row["log_key"], sha256=None)
+        elif table is LogPieceRow.__table__:
+            yield BlobRef(key=row["blob_key"], sha256=None)
 
 
 def check_empty(database: Database) -> None:
@@ -80,13 +86,17 @@ def check_empty(database: Database) -> None:
     """
     with database.connect() as connection:
         for name, table in _TABLES.items():
+            if table is EventHeadRow.__table__:  # has a row from the start, which is replaced
+                continue
             if connection.execute(select(func.count()).select_from(table)).scalar_one():
                 raise Conflict(f"the database is not empty: table {name} has rows; restore to a new one")
 
 
-def load_rows(database: Database, lines: Iterable[str]) -> int:
+def load_rows(database: Database, lines: Iterable[str], *, source: str) -> int:
     """
     Insert dumped rows into empty tables, all or none, and return how many there were.
+
+    The audit trail goes on from that of the dump, with the event that it was restored from this source.
 
     Raises:
         InvalidInput: the lines are no complete dump, or one of another revision.
@@ -97,9 +107,13 @@ def load_rows(database: Database, lines: Iterable[str]) -> int:
     revision, _ = migrate.revisions(database)
     count = 0
     with database.connect() as connection:
+        connection.execute(delete(EventHeadRow))
         for table, rows in _batches(_rows(lines, revision=revision)):
             _insert(connection, table, rows)
             count += len(rows)
+        events = EventRepository(Session(connection))
+        events.record(Action.BACKUP_RESTORED, "backup", source)
+        events.write()
         connection.commit()
     return count
 

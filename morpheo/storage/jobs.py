@@ -9,52 +9,50 @@ holds. Zero rows changed means that somebody else was faster; the caller then ch
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, and_, case, insert, or_, select, tuple_, update
+from sqlalchemy import Select, and_, case, insert, not_, or_, select, true, tuple_, update
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.sql.elements import ColumnElement
 
+from morpheo.access import SYSTEM, Principal
+from morpheo.audit import Action
 from morpheo.challenges import OUTSIDE
 from morpheo.errors import NotFound
 from morpheo.models import (
     CANCELLED,
     TRANSITIONS,
+    ArtifactKind,
     AttemptOutcome,
     Failure,
     Job,
-    JobKind,
     JobSpec,
     JobState,
     LearnSpec,
     Scores,
 )
+from morpheo.queues import in_lane
 from morpheo.specs import spec_digest, spec_to_dict
+from morpheo.storage.attempts import begin_attempt, end_attempt, end_open_attempts
 from morpheo.storage.clock import database_now
-from morpheo.storage.rows import to_job
-from morpheo.storage.tables import AttemptRow, JobRow
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobFilter:
-    """Which jobs to list; None is any."""
-
-    state: JobState | None = None
-    kind: JobKind | None = None
-    problem: UUID | None = None
-    algo: UUID | None = None
-    #: A tag that the job asks for.
-    tag: str | None = None
+from morpheo.storage.events import EventRepository
+from morpheo.storage.job_events import record_move, record_ordered, record_ranks
+from morpheo.storage.job_filter import JobFilter
+from morpheo.storage.nodes import has_lane, left_to_others, undisturbed
+from morpheo.storage.rows import failure_columns, to_job, to_row
+from morpheo.storage.tables import ArtifactRow, AttemptRow, JobRow
+from morpheo.storage.visibility import seen_jobs
 
 
 class JobRepository:
     """Reads and writes jobs, their attempts and steps in one transaction."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, events: EventRepository, *, apart: bool = False) -> None:
         self._session = session
+        self._events = events
+        self._apart = apart
         #: Jobs that workers can be told of when the transaction is committed.
         self.queued: list[JobSpec] = []
         #: Jobs that this transaction gave to a worker or ended, and the state that they came to.
@@ -65,7 +63,13 @@ class JobRepository:
         self._session.scalar(select(JobRow.id).limit(1))
 
     def add(
-        self, spec: JobSpec, *, algo: UUID | None, state: JobState = JobState.QUEUED, planned: bool = False
+        self,
+        spec: JobSpec,
+        *,
+        algo: UUID | None,
+        state: JobState = JobState.QUEUED,
+        planned: bool = False,
+        owner: str = "",
     ) -> None:
         """
         Insert a job.
@@ -75,27 +79,40 @@ class JobRepository:
             algo: The algo of a predict job's model.
             state: QUEUED, or WAITING for its turn in a chain.
             planned: Whether the orchestrator made it.
+            owner: Name of the user whom it belongs to.
 
         Raises:
             Conflict: a job with that id exists, or one of that rank that is not over or has a model.
         """
-        values = {**_to_row(spec), "state": state.value, "planned": planned}
-        if not isinstance(spec, LearnSpec):
-            values["algo_id"] = algo
+        algo = spec.algo if isinstance(spec, LearnSpec) else algo
+        if self._apart:
+            row = algo and self._session.get(ArtifactRow, (ArtifactKind.ALGO.value, algo))
+            spec = in_lane(spec, row.owner if row else "")
+        values = {**to_row(spec), "algo_id": algo, "state": state.value, "planned": planned, "owner": owner}
         self._session.execute(insert(JobRow).values(created_at=database_now()), [values])
+        record_ordered(self._events, values)
         if state is JobState.QUEUED:
             self.queued.append(spec)
 
-    def add_ranks(self, specs: Iterable[LearnSpec]) -> None:
+    def add_ranks(self, specs: Iterable[LearnSpec], *, owners: Mapping[UUID, str]) -> None:
         """
         Insert jobs of chains that wait for their turns.
+
+        Args:
+            specs: What they do.
+            owners: The owner of each algo; nobody if it is not among them.
 
         Raises:
             Conflict: one of those ranks has a job that is not over or has a model.
         """
-        rows = [{**_to_row(spec), "state": JobState.WAITING.value, "planned": True} for spec in specs]
+        fixed = {"state": JobState.WAITING.value, "planned": True}
+        rows = []
+        for spec in specs:
+            owner = owners.get(spec.algo, "")
+            rows.append({**to_row(in_lane(spec, owner) if self._apart else spec), **fixed, "owner": owner})
         if rows:
             self._session.execute(insert(JobRow).values(created_at=database_now()), rows)
+            record_ranks(self._events, rows)
 
     def release(self, spec: JobSpec) -> bool:
         """Queue a job that waited for its turn, with the spec that it now has."""
@@ -126,7 +143,13 @@ class JobRepository:
             raise NotFound(f"job {job_id} not found")
         return to_job(row, attempts=True)
 
-    def page(self, where: JobFilter, *, limit: int, after: tuple[float, UUID] | None) -> list[Job]:
+    def owner(self, job_id: UUID) -> str:
+        """Return the name of the user whom a job belongs to."""
+        return self._session.scalar(select(JobRow.owner).where(JobRow.id == job_id)) or ""
+
+    def page(
+        self, where: JobFilter, *, limit: int, after: tuple[float, UUID] | None, by: Principal = SYSTEM
+    ) -> list[Job]:
         """
         Return jobs without their attempts, newest first.
 
@@ -134,60 +157,84 @@ class JobRepository:
             where: Which jobs.
             limit: How many at most.
             after: Time of creation (seconds since the epoch) and id of the last job of the page before.
+            by: Only jobs that they see.
         """
-        query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
-        for column, value in (
-            (JobRow.state, where.state and where.state.value),
-            (JobRow.kind, where.kind and where.kind.value),
-            (JobRow.problem_id, where.problem),
-            (JobRow.algo_id, where.algo),
-        ):
-            if value is not None:
-                query = query.where(column == value)
-        if where.tag is not None:
-            query = query.where(("+" + JobRow.tags + "+").contains(f"+{where.tag}+", autoescape=True))
+        query = (
+            select(JobRow)
+            .where(seen_jobs(by), *where.conditions())
+            .order_by(JobRow.created_at.desc(), JobRow.id.desc())
+            .limit(limit)
+        )
         if after is not None:
             query = query.where(tuple_(JobRow.created_at, JobRow.id) < after)
         return [to_job(row, attempts=False) for row in self._session.scalars(query)]
 
-    def claim(self, job_id: UUID, *, worker: str, lease_s: float, max_attempts: int) -> Job | None:
+    def claim(
+        self,
+        job_id: UUID,
+        *,
+        worker: str,
+        lease_s: float,
+        max_attempts: int,
+        node: str | None = None,
+        submitter: str = "",
+        held_by: str | None = None,
+    ) -> Job | None:
         """
         Take a job that is queued and due, or whose lease has run out; the latter costs it a strike.
 
+        Args:
+            job_id: Which job.
+            worker: Who takes it; unique in time and space.
+            lease_s: For how long.
+            max_attempts: Strikes that end a job.
+            node: Machine of the worker, if it is one of ours.
+            submitter: Whose algos alone this machine runs.
+            held_by: User of the worker, if it is none of ours.
+
         Returns:
-            The job with its new attempt number, or None: another worker has it, or there is nothing to do.
+            The job with its new attempt number, or None: another worker has it or should (`leave`), or there is
+            nothing to do.
+
+        Raises:
+            CorruptRow: the order cannot be read.
         """
         expired = and_(JobRow.state == JobState.RUNNING.value, JobRow.lease_expires_at < database_now())
-        takes_over = and_(expired, JobRow.strikes + 1 < max_attempts)
-        due = and_(JobRow.state == JobState.QUEUED.value, JobRow.not_before <= database_now())
-        attempt = self._session.execute(
+        takes_over = and_(expired, JobRow.strikes + 1 < max_attempts, undisturbed(lease_s))
+        due = _due() if node is None else and_(_due(), not_(left_to_others(node)))
+        mine = true() if node is None else has_lane(submitter)
+        attempt = self._session.scalar(
             update(JobRow)
-            .where(JobRow.id == job_id, JobRow.cancel_requested.is_(False), or_(due, takes_over))
+            .where(JobRow.id == job_id, JobRow.cancel_requested.is_(False), mine, or_(due, takes_over))
             .values(
                 state=JobState.RUNNING.value,
                 attempt=JobRow.attempt + 1,
                 strikes=JobRow.strikes + case((expired, 1), else_=0),
                 worker=worker,
+                node=node,
+                held_by=held_by,
                 lease_expires_at=database_now() + lease_s,
                 started_at=case((JobRow.started_at.is_(None), database_now()), else_=JobRow.started_at),
             )
             .returning(JobRow.attempt)
-        ).scalar_one_or_none()
-        if attempt is None:
-            return None
-        self._end_open_attempts(job_id, AttemptOutcome.LOST, "its worker stopped renewing the lease")
-        self._session.execute(
-            insert(AttemptRow).values(
-                job_id=job_id,
-                number=attempt,
-                worker=worker,
-                outcome=AttemptOutcome.RUNNING.value,
-                started_at=database_now(),
-            )
         )
+        return None if attempt is None else self._begun(job_id, attempt, worker)
+
+    def _begun(self, job_id: UUID, attempt: int, worker: str) -> Job:
+        end_open_attempts(self._session, job_id, AttemptOutcome.LOST, "its worker stopped renewing the lease")
+        begin_attempt(self._session, job_id, attempt, worker)
         self.changes.append((job_id, JobState.RUNNING))
         row = self._session.get_one(JobRow, job_id, populate_existing=True)
+        told = {"attempt": attempt, "worker": worker, "spec_sha256": row.spec_sha256}
+        self._events.record(Action.JOB_CLAIMED, "job", job_id, **told)
         return to_job(row, attempts=False)
+
+    def leave(self, job_id: UUID, node: str) -> bool:
+        """Tell the workers again of a job that this node should leave to others; return whether it is one."""
+        row = self._session.scalar(select(JobRow).where(JobRow.id == job_id, _due(), left_to_others(node)))
+        if row is not None:
+            self.queued.append(to_job(row, attempts=False).spec)
+        return row is not None
 
     def renew(self, job_id: UUID, attempt: int, *, lease_s: float) -> bool | None:
         """
@@ -203,6 +250,15 @@ class JobRepository:
             .returning(JobRow.cancel_requested)
         ).scalar_one_or_none()
 
+    def waited_s(self, job_id: UUID) -> float:
+        """Return how long ago a job was claimed for the first time, in seconds by the database's clock."""
+        age = self._session.scalar(select(database_now() - JobRow.started_at).where(JobRow.id == job_id))
+        return max(0.0, age or 0.0)
+
+    def cancel_requested(self, job_id: UUID, attempt: int) -> bool | None:
+        """Return what `renew` does, without renewing anything."""
+        return self._session.scalar(select(JobRow.cancel_requested).where(*_held(job_id, attempt)))
+
     def succeed(self, job_id: UUID, attempt: int, scores: Scores | None, *, result: UUID | None = None) -> bool:
         """End the job with a result (the id of a model or prediction), if the attempt still holds it."""
         moved = self._move(
@@ -213,26 +269,33 @@ class JobRepository:
             result_id=result,
             ended_at=database_now(),
         )
-        return moved and self._end_attempt(job_id, attempt, AttemptOutcome.SUCCEEDED)
+        return moved and end_attempt(self._session, job_id, attempt, AttemptOutcome.SUCCEEDED)
 
     def fail(self, job_id: UUID, attempt: int, failure: Failure) -> bool:
         """End the job without a result, if the attempt still holds it."""
-        moved = self._move(JobState.FAILED, *_held(job_id, attempt), **_failed(failure))
-        return moved and self._end_attempt(job_id, attempt, AttemptOutcome.FAILED, failure.message)
+        moved = self._move(JobState.FAILED, *_held(job_id, attempt), **failure_columns(failure))
+        return moved and end_attempt(self._session, job_id, attempt, AttemptOutcome.FAILED, failure.message)
 
     def cancelled(self, job_id: UUID, attempt: int) -> bool:
         """End a running job that was cancelled, if the attempt still holds it."""
-        moved = self._move(JobState.CANCELLED, *_held(job_id, attempt), **_failed(CANCELLED))
-        return moved and self._end_attempt(job_id, attempt, AttemptOutcome.CANCELLED, CANCELLED.message)
+        moved = self._move(JobState.CANCELLED, *_held(job_id, attempt), **failure_columns(CANCELLED))
+        return moved and end_attempt(self._session, job_id, attempt, AttemptOutcome.CANCELLED, CANCELLED.message)
 
     def requeue(
         self, job_id: UUID, attempt: int, *, outcome: AttemptOutcome, message: str, delay_s: float, strikes: int
     ) -> bool:
-        """Give a running job back to the queue, if the attempt still holds it; one that was cancelled ends instead."""
+        """
+        Give a running job back to the queue, if the attempt still holds it; one that was cancelled ends instead.
+
+        If infrastructure failed, or the worker was lost, another machine should try next.
+
+        Raises:
+            CorruptRow: the order cannot be read.
+        """
         if self._move(
-            JobState.CANCELLED, *_held(job_id, attempt), JobRow.cancel_requested.is_(True), **_failed(CANCELLED)
+            JobState.CANCELLED, *_held(job_id, attempt), JobRow.cancel_requested.is_(True), **failure_columns(CANCELLED)
         ):
-            return self._end_attempt(job_id, attempt, AttemptOutcome.CANCELLED, message)
+            return end_attempt(self._session, job_id, attempt, AttemptOutcome.CANCELLED, message)
         moved = self._move(
             JobState.QUEUED,
             *_held(job_id, attempt),
@@ -241,8 +304,18 @@ class JobRepository:
             published_at=None,
             not_before=database_now() + delay_s,
             strikes=JobRow.strikes + strikes,
+            avoid_node=JobRow.node if outcome in (AttemptOutcome.RETRIED, AttemptOutcome.LOST) else None,
+            outcome=outcome,
         )
-        return moved and self._end_attempt(job_id, attempt, outcome, message)
+        if moved and not delay_s:
+            row = self._session.get_one(JobRow, job_id, populate_existing=True)
+            self.queued.append(to_job(row, attempts=False).spec)
+        return moved and end_attempt(self._session, job_id, attempt, outcome, message)
+
+    def give_up(self, job_id: UUID, failure: Failure, spec: JobSpec) -> bool:
+        """End a job that nobody can do, and put another spec in the place of its own."""
+        end_open_attempts(self._session, job_id, AttemptOutcome.FAILED, failure.message)
+        return self._move(JobState.FAILED, JobRow.id == job_id, spec=spec_to_dict(spec), **failure_columns(failure))
 
     def request_cancel(self, job_id: UUID) -> None:
         """End a job that no worker holds; ask the worker of a running one to end it."""
@@ -251,76 +324,39 @@ class JobRepository:
         state, worker = self._session.execute(locked).one_or_none() or (None, None)
         # A worker that is not ours cannot be asked; what it reports later changes nothing.
         if state == JobState.RUNNING.value and not (worker or "").startswith(OUTSIDE):
-            self._session.execute(update(JobRow).where(JobRow.id == job_id).values(cancel_requested=True))
-        elif self._move(JobState.CANCELLED, JobRow.id == job_id, **_failed(CANCELLED)) and state == JobState.WAITING:
+            asks = update(JobRow).where(JobRow.id == job_id, JobRow.cancel_requested.is_(False))
+            if self._session.scalar(asks.values(cancel_requested=True).returning(JobRow.id)):
+                self._events.record(Action.JOB_CANCEL_REQUESTED, "job", job_id)
+        elif (
+            self._move(JobState.CANCELLED, JobRow.id == job_id, **failure_columns(CANCELLED))
+            and state == JobState.WAITING
+        ):
             self.changes.pop()  # a rank that had not its turn yet is left out of its chain, which goes on
 
-    def expired(self) -> Job | None:
-        """Return a running job whose lease has run out, locked where the database can; None if there is none."""
-        row = self._session.scalar(
-            select(JobRow)
-            .where(JobRow.state == JobState.RUNNING.value, JobRow.lease_expires_at < database_now())
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
-        return None if row is None else to_job(row, attempts=False)
-
-    def _move(self, to: JobState, *where: ColumnElement[bool], **values: Any) -> bool:
+    def _move(
+        self, to: JobState, *where: ColumnElement[bool], outcome: AttemptOutcome | None = None, **values: Any
+    ) -> bool:
         sources = [state.value for state, targets in TRANSITIONS.items() if to in targets]
         changed = self._session.execute(
             update(JobRow)
             .where(JobRow.state.in_(sources), *where)
             .values(state=to.value, **values)
-            .returning(JobRow.id)
-        )
-        moved = changed.scalar_one_or_none()
-        if moved is not None and to.is_final:
-            self.changes.append((moved, to))
-        return moved is not None
-
-    def _end_attempt(self, job_id: UUID, attempt: int, outcome: AttemptOutcome, message: str = "") -> bool:
-        self._session.execute(
-            update(AttemptRow)
-            .where(AttemptRow.job_id == job_id, AttemptRow.number == attempt)
-            .values(outcome=outcome.value, ended_at=database_now(), message=message)
-        )
+            .returning(JobRow.id, JobRow.attempt)
+        ).one_or_none()
+        if changed is None:
+            return False
+        record_move(self._events, changed.id, to, attempt=changed.attempt, outcome=outcome, values=values)
+        if to.is_final:
+            self.changes.append((changed.id, to))
         return True
 
-    def _end_open_attempts(self, job_id: UUID, outcome: AttemptOutcome, message: str) -> None:
-        self._session.execute(
-            update(AttemptRow)
-            .where(AttemptRow.job_id == job_id, AttemptRow.outcome == AttemptOutcome.RUNNING.value)
-            .values(outcome=outcome.value, ended_at=database_now(), message=message)
-        )
 
-
-def _to_row(spec: JobSpec) -> dict[str, Any]:
-    learn = spec if isinstance(spec, LearnSpec) else None
-    return {
-        "id": spec.id,
-        "kind": spec.kind.value,
-        "problem_id": spec.problem,
-        "algo_id": learn and learn.algo,
-        "tags": "+".join(spec.tags),
-        "spec": spec_to_dict(spec),
-        "spec_sha256": spec_digest(spec),
-        "rank": learn and learn.rank,
-        "train_files": learn and len(learn.train_data),
-    }
+def _due() -> ColumnElement[bool]:
+    return and_(JobRow.state == JobState.QUEUED.value, JobRow.not_before <= database_now())
 
 
 def _held(job_id: UUID, attempt: int) -> tuple[ColumnElement[bool], ...]:
     return JobRow.id == job_id, JobRow.attempt == attempt, JobRow.state == JobState.RUNNING.value
-
-
-def _failed(failure: Failure) -> dict[str, Any]:
-    return {
-        "failure_cause": failure.cause.value,
-        "failure_blame": failure.blame.value,
-        "failure_step": failure.step and failure.step.value,
-        "failure_message": failure.message,
-        "ended_at": database_now(),
-    }
 
 
 def _with_attempts(query: Select[JobRow]) -> Select[JobRow]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +22,7 @@ from morpheo.storage.tables import JobRow, SubmissionRow
 
 #: Jobs in one statement: databases have limits.
 _JOBS = 1000
+_ROWS = 500
 _MAX = sys.float_info.max
 
 
@@ -33,42 +38,67 @@ class LeaderboardRepository:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def chains(self, problem: UUID) -> list[Chain]:
-        """Return the chains of all algos of a problem, in the order of registration, with their trained ranks."""
+    def trained(self, problem: UUID) -> dict[str, int]:
+        """Return how many trained ranks each algo of a problem has, in the order of registration, by its id's `hex`."""
+        ranks = select(cast(JobRow.algo_id, String), func.count()).where(*_trained(problem)).group_by(JobRow.algo_id)
+        counts = {str(algo): count for algo, count in self._session.connection().execute(ranks)}
+        return {_hex(algo): counts.get(algo, 0) for algo, _ in self._submissions(problem)}
+
+    def chains(self, problem: UUID, only: Iterable[str] | None = None) -> list[Chain]:
+        """
+        Return chains with their trained ranks, in the order in which their algos were registered.
+
+        Args:
+            problem: Of which problem.
+            only: Those of the algos whose `hex` these are, if given.
+        """
+        some = None if only is None else set(only)
         # Ids as text, and rows that are not objects of the ORM: either takes longer than to read 20,000 rows.
         trained = (
             select(cast(JobRow.algo_id, String), cast(JobRow.id, String), JobRow.rank, JobRow.train_files, JobRow.perf)
             .where(*_trained(problem))
-            .order_by(JobRow.rank)
+            .order_by(JobRow.algo_id, JobRow.rank)
         )
-        found: dict[str, tuple[list[Any], list[Any], list[Any], list[Any]]] = {}
-        for algo, job, rank, train_files, perf in self._session.connection().execute(trained).all():
-            jobs, ranks, files, scores = found.get(algo) or found.setdefault(algo, ([], [], [], []))
-            jobs.append(job)
-            ranks.append(rank)
-            files.append(train_files)
-            scores.append(perf)
-        chains = {UUID(algo): columns for algo, columns in found.items()}
-        submissions = (
-            select(SubmissionRow.algo_id, SubmissionRow.name)
+        algos: list[str] = []
+        columns: list[list[Any]] = [[], [], [], []]
+        if some is not None:
+            trained = trained.where(JobRow.algo_id.in_(list(map(UUID, some))))
+        # In parts, of which few are there at once: else Python looks through 20,000 rows for garbage, again and again.
+        for rows in self._session.connection().execute(trained).partitions(_ROWS):
+            part, *more = zip(*rows, strict=True)
+            algos.extend(part)
+            for column, values in zip(columns, more, strict=True):
+                column.extend(values)
+        chains: dict[str, list[list[Any]]] = {}
+        first = 0
+        for algo, count in Counter(algos).items():
+            chains[algo] = [column[first : first + count] for column in columns]
+            first += count
+        return [
+            _chain(UUID(algo), name, chains.get(algo))
+            for algo, name in self._submissions(problem)
+            if some is None or _hex(algo) in some
+        ]
+
+    def _submissions(self, problem: UUID) -> list[tuple[str, str]]:
+        query = (
+            select(cast(SubmissionRow.algo_id, String), SubmissionRow.name)
             .where(SubmissionRow.problem_id == problem)
             .order_by(SubmissionRow.created_at, SubmissionRow.algo_id)
         )
-        return [_chain(algo, name, chains.get(algo)) for algo, name in self._session.connection().execute(submissions)]
+        return [(algo, name) for algo, name in self._session.connection().execute(query)]
 
-    def state(self, problem: UUID) -> tuple[int, int]:
-        """Return how many algos and trained ranks a problem has: its leaderboard is the same until these change."""
-        algos = select(func.count()).select_from(SubmissionRow).where(SubmissionRow.problem_id == problem)
-        ranks = select(func.count()).select_from(JobRow).where(*_trained(problem))
-        return self._session.scalar(algos) or 0, self._session.scalar(ranks) or 0
-
-    def test_perf(self, jobs: Sequence[UUID]) -> dict[UUID, dict[str, float]]:
-        """Return, by job, the score of each test file by its id."""
-        found: dict[UUID, dict[str, float]] = {}
+    def test_perf(self, jobs: Sequence[str], files: Sequence[UUID]) -> dict[str, array[float]]:
+        """Return, by job, the scores of test files in the order of these; NaN for one that it does not have."""
+        names = list(map(str, files))
+        found: dict[str, array[float]] = {}
         for start in range(0, len(jobs), _JOBS):
-            query = select(JobRow.id, cast(JobRow.scores, Text)).where(JobRow.id.in_(jobs[start : start + _JOBS]))
-            for job, scores in self._session.execute(query):
-                found[job] = _Scores.model_validate_json(scores).test_perf
+            ids = list(map(UUID, jobs[start : start + _JOBS]))
+            query = select(cast(JobRow.id, String), cast(JobRow.scores, Text)).where(JobRow.id.in_(ids))
+            for job, scores in self._session.connection().execute(query):
+                # An array of floats at once: to keep the texts of 100,000 ids takes longer than to parse them.
+                test_perf = _Scores.model_validate_json(scores).test_perf
+                found[job] = array("d", map(test_perf.get, names, repeat(math.nan)))
         return found
 
 
@@ -82,6 +112,11 @@ def _trained(problem: UUID) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _chain(algo: UUID, name: str, columns: tuple[list[Any], list[Any], list[Any], list[Any]] | None) -> Chain:
-    jobs, ranks, train_files, perf = columns or ((), (), (), ())
+def _hex(algo: str) -> str:
+    """Return an id without the hyphens that PostgreSQL has in it, as `UUID.hex`."""
+    return algo.replace("-", "")
+
+
+def _chain(algo: UUID, name: str, columns: list[list[Any]] | None) -> Chain:
+    jobs, ranks, train_files, perf = columns or ([], [], [], [])
     return Chain(algo=algo, name=name, jobs=jobs, ranks=ranks, train_files=train_files, perf=perf)

@@ -5,16 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from morpheo.errors import NotFound, StorageUnavailable
 from morpheo.storage.blobs import CHUNK_SIZE, BlobStat, ExactSource, Source, checked_key, pieces
-
-#: A temporary file that nobody has written to for so long belongs to no living process, in seconds.
-STALE_S = 24 * 3600
 
 
 class LocalBlobStore:
@@ -28,7 +24,6 @@ class LocalBlobStore:
     def __init__(self, folder: Path) -> None:
         self._blobs = folder / "blobs"
         self._incoming = folder / "incoming"
-        self._prepared = False
 
     def put(self, key: str, source: Source, *, length: int | None = None) -> int:
         """Store what the source gives."""
@@ -76,14 +71,22 @@ class LocalBlobStore:
                 parent.rmdir()
 
     def list(self, prefix: str = "") -> Iterator[BlobStat]:
-        """Return the blobs whose key begins with `prefix`."""
+        """Return the blobs whose key begins with `prefix`; the names of one folder are in memory at once."""
         with _mapped_errors():
-            paths = [path for path in self._blobs.rglob("*") if path.is_file()]
-        keys = sorted(path.relative_to(self._blobs).as_posix() for path in paths)
-        for key in keys:
-            if key.startswith(prefix):
+            for key in _keys(self._blobs, "", prefix):
                 with contextlib.suppress(NotFound):  # removed meanwhile
                     yield self.stat(key)
+
+    def sweep(self, before: datetime) -> int:
+        """Remove the temporary files of processes that died while they wrote."""
+        count = 0
+        with _mapped_errors():
+            for path in self._incoming.iterdir() if self._incoming.is_dir() else ():
+                with contextlib.suppress(FileNotFoundError):
+                    if path.stat().st_mtime < before.timestamp():
+                        path.unlink()
+                        count += 1
+        return count
 
     def check(self) -> None:
         """Find out whether a file can be written."""
@@ -91,19 +94,9 @@ class LocalBlobStore:
             os.write(descriptor, b"ok")
             temporary.unlink()
 
-    def _prepare(self) -> None:
-        # A process that is killed while it writes leaves its temporary file: the next ones clear up after it.
-        self._incoming.mkdir(parents=True, exist_ok=True)
-        for path in self._incoming.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > STALE_S:
-                    path.unlink()
-        self._prepared = True
-
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[tuple[int, Path]]:
-        if not self._prepared:
-            self._prepare()
+        self._incoming.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=self._incoming)
         try:
             yield descriptor, Path(name)
@@ -122,6 +115,28 @@ def _mapped_errors() -> Iterator[None]:
         if exc.filename is None and exc.errno is None:
             raise  # not of the file system: the source's own
         raise StorageUnavailable(f"the blob folder cannot be used: {exc.strerror}") from exc
+
+
+def _keys(folder: Path, above: str, prefix: str) -> Iterator[str]:
+    """Return the keys below a folder in their order: a folder comes where its name with a slash belongs."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(name for entry in entries if _may_have(name := above + _name(entry), prefix))
+    except (FileNotFoundError, NotADirectoryError):  # removed meanwhile
+        return
+    for name in names:
+        if name.endswith("/"):
+            yield from _keys(folder / name[len(above) :], name, prefix)
+        else:
+            yield name
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    return entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name
+
+
+def _may_have(name: str, prefix: str) -> bool:
+    return name.startswith(prefix) or (name.endswith("/") and prefix.startswith(name))
 
 
 def _write_all(descriptor: int, piece: bytes) -> None:

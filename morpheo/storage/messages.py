@@ -9,6 +9,7 @@ from sqlalchemy import and_, case, func, or_, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 
+from morpheo.errors import CorruptRow
 from morpheo.models import JobKind, JobSpec, JobState
 from morpheo.storage.clock import database_now
 from morpheo.storage.rows import to_job
@@ -20,6 +21,8 @@ class MessageRepository:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        #: Jobs that were left out of an answer: their orders cannot be read.
+        self.damaged: list[UUID] = []
 
     def mark_published(self, job_ids: Iterable[UUID]) -> None:
         """Record that messages for these jobs were given to the broker."""
@@ -53,7 +56,13 @@ class MessageRepository:
             .order_by(JobRow.created_at)
             .limit(limit)
         )
-        return [to_job(row, attempts=False).spec for row in rows]
+        specs = []
+        for row in rows:
+            try:
+                specs.append(to_job(row, attempts=False).spec)
+            except CorruptRow:
+                self.damaged.append(row.id)
+        return specs
 
 
 def _joined(tags: tuple[str, ...]) -> str:

@@ -1,7 +1,10 @@
-"""Rows of jobs turned into values of the domain."""
+"""Rows of jobs turned into values of the domain, and orders into columns."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from morpheo.errors import CorruptRow
 from morpheo.models import (
     Attempt,
     AttemptOutcome,
@@ -10,24 +13,35 @@ from morpheo.models import (
     Failure,
     Job,
     JobKind,
+    JobSpec,
     JobState,
+    LearnSpec,
     Scores,
     StepName,
     StepRecord,
 )
-from morpheo.specs import spec_from_dict
-from morpheo.storage.clock import to_datetime
+from morpheo.specs import spec_digest, spec_from_dict, spec_to_dict
+from morpheo.storage.clock import database_now, to_datetime
 from morpheo.storage.tables import AttemptRow, JobRow, StepRow
 
 
 def to_job(row: JobRow, *, attempts: bool) -> Job:
-    """Return a job; its attempts only if they were loaded."""
+    """
+    Return a job; its attempts only if they were loaded.
+
+    Raises:
+        CorruptRow: its order cannot be read.
+    """
     kind = JobKind(row.kind)
+    try:
+        spec = spec_from_dict(kind, row.spec)
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise CorruptRow(f"the order of job {row.id} cannot be read") from exc
     return Job(
         id=row.id,
         kind=kind,
         state=JobState(row.state),
-        spec=spec_from_dict(kind, row.spec),
+        spec=spec,
         algo=row.algo_id,
         attempt=row.attempt,
         strikes=row.strikes,
@@ -41,7 +55,36 @@ def to_job(row: JobRow, *, attempts: bool) -> Job:
         result=row.result_id,
         planned=row.planned,
         attempts=tuple(_to_attempt(attempt) for attempt in row.attempts) if attempts else (),
+        owner=row.owner,
+        held_by=row.held_by,
     )
+
+
+def to_row(spec: JobSpec) -> dict[str, Any]:
+    """Return the columns that an order fills."""
+    learn = spec if isinstance(spec, LearnSpec) else None
+    return {
+        "id": spec.id,
+        "kind": spec.kind.value,
+        "problem_id": spec.problem,
+        "algo_id": learn and learn.algo,
+        "tags": "+".join(spec.tags),
+        "spec": spec_to_dict(spec),
+        "spec_sha256": spec_digest(spec),
+        "rank": learn and learn.rank,
+        "train_files": learn and len(learn.train_data),
+    }
+
+
+def failure_columns(failure: Failure) -> dict[str, Any]:
+    """Return the columns of a job that ends with a failure now."""
+    return {
+        "failure_cause": failure.cause.value,
+        "failure_blame": failure.blame.value,
+        "failure_step": failure.step and failure.step.value,
+        "failure_message": failure.message,
+        "ended_at": database_now(),
+    }
 
 
 def _to_failure(row: JobRow) -> Failure | None:
@@ -76,4 +119,7 @@ def _to_step(row: StepRow) -> StepRecord:
         oom_killed=row.oom_killed,
         peak_memory_bytes=row.peak_memory_bytes,
         log_key=row.log_key,
+        log_bytes=row.log_bytes,
+        log_gap_at=row.log_gap_at,
+        log_gap_bytes=row.log_gap_bytes,
     )

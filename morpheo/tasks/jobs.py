@@ -8,6 +8,7 @@ from uuid import UUID
 from celery import Task
 
 from morpheo.celery import app
+from morpheo.failpoints import failpoint
 from morpheo.tasks.publisher import RUN_JOB, process_resources
 
 logger = logging.getLogger(__name__)
@@ -16,9 +17,11 @@ logger = logging.getLogger(__name__)
 @app.task(bind=True, name=RUN_JOB)
 def run_job(self: Task[[str], None], job_id: str) -> None:  # noqa: ARG001 - Celery gives it
     """Make one attempt at a job, if its row is to be had."""
+    failpoint("received")
     try:
         parsed = UUID(job_id)
     except ValueError:
         logger.warning("message dropped: %r is no job's id", job_id[:50])
         return
     process_resources().runner.run(parsed)
+    failpoint("before_ack")

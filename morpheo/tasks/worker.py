@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from celery.apps import worker as celery_worker
+from celery.bootsteps import RUN  # type: ignore[attr-defined]
 from celery.signals import (
     celeryd_init,
     heartbeat_sent,
@@ -28,7 +30,11 @@ from morpheo.tasks.publisher import process_resources
 
 logger = logging.getLogger(__name__)
 
+#: How long the end of a worker waits until that is recorded, in seconds.
+LAST_WORDS_S = 5.0
+
 _stop = threading.Event()
+_awaited: list[threading.Thread] = []
 
 
 @celeryd_init.connect  # before the first warning
@@ -47,6 +53,14 @@ def prepare_worker(sender: Any, **_kwargs: Any) -> None:
     if process_resources().settings.log == "json":
         sender.quiet = True  # no banner
         celery_worker.safe_say = lambda text, _=None: logger.info(text.strip())  # type: ignore[attr-defined]
+
+
+@worker_init.connect
+def reconcile(**_kwargs: Any) -> None:
+    """Put this machine in order before it takes work: what a worker could not write, and what one left behind."""
+    resources = process_resources()
+    resources.contact.commit_kept()
+    resources.sweeper.reconcile()
 
 
 @worker_process_init.connect
@@ -85,6 +99,22 @@ def start_sweeping(**_kwargs: Any) -> None:
 
 
 @worker_ready.connect
+def start_contact(sender: Any, **_kwargs: Any) -> None:
+    """Say from another thread that this node is there, and write the ends that wait for the database."""
+
+    def queues() -> Iterable[str]:
+        # One that is drained, or has lost its broker, takes nothing.
+        return sender.app.amqp.queues.consume_from if sender.blueprint.state == RUN else ()
+
+    kwargs = {"name": sender.hostname, "queues": queues}
+    thread = threading.Thread(
+        target=process_resources().contact.run, args=(_stop,), kwargs=kwargs, name="contact", daemon=True
+    )
+    thread.start()
+    _awaited.append(thread)
+
+
+@worker_ready.connect
 def start_reporting(**_kwargs: Any) -> None:
     """Report to an outside orchestrator from another thread, so that its silence delays no sweep."""
     if (reporter := process_resources().reporter) is not None:
@@ -93,8 +123,10 @@ def start_reporting(**_kwargs: Any) -> None:
 
 @worker_shutdown.connect
 def stop_threads(**_kwargs: Any) -> None:
-    """Let the sweeper and the reporter end with the worker."""
+    """Let the threads end with the worker; the one that says that it has ended is waited for."""
     _stop.set()
+    for thread in _awaited:
+        thread.join(LAST_WORDS_S)
 
 
 @heartbeat_sent.connect

@@ -39,7 +39,7 @@ def network_check(trial: Trial) -> Check:
 
 
 def _remedy(trial: Trial, name: StepName) -> str:
-    if trial.settings.build_network:
+    if trial.settings.build_proxy:
         return "there is no network when it runs; install it in the Dockerfile"
     if name is StepName.BUILD_ALGO:
         return "there is no network when an image is built; put what it installs into the folder (such as wheels)"

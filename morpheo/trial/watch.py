@@ -15,6 +15,7 @@ from uuid import UUID
 from morpheo.errors import BadOutput, RuntimeUnavailable
 from morpheo.models import StepName
 from morpheo.runtime.contract import BuildResult, BuildSpec, ContainerRuntime, ContainerSpec, Interrupt, StepResult
+from morpheo.runtime.log import BoundedLog
 from morpheo.runtime.outputs import harvest_files, read_file
 
 #: Most names that are noted of one folder.
@@ -97,15 +98,17 @@ class _WatchedRuntime:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runtime, name)
 
-    def build(self, context: BinaryIO, spec: BuildSpec, *, interrupt: Interrupt) -> BuildResult:
+    def build(
+        self, context: BinaryIO, spec: BuildSpec, *, interrupt: Interrupt, log: BoundedLog | None = None
+    ) -> BuildResult:
         self._watch.on_step(StepName.BUILD_ALGO if "-algo" in spec.tag else StepName.BUILD_PROBLEM)
         with self._noting_errors():
-            return self._runtime.build(context, spec, interrupt=interrupt)
+            return self._runtime.build(context, spec, interrupt=interrupt, log=log)
 
-    def run(self, spec: ContainerSpec, *, interrupt: Interrupt) -> StepResult:
+    def run(self, spec: ContainerSpec, *, interrupt: Interrupt, log: BoundedLog | None = None) -> StepResult:
         self._watch.on_step(spec.step)
         with self._noting_errors():
-            result = self._runtime.run(spec, interrupt=interrupt)
+            result = self._runtime.run(spec, interrupt=interrupt, log=log)
         self._watch.ended(spec)
         return result
 

@@ -69,7 +69,7 @@ def stack(engine: APIClient, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             urls={**urls, "worker": f"http://127.0.0.1:{port}"},
             folder=folder,
             storage=StorageClient(urls["storage"], user="u", password="p"),
-            compute=ComputeClient(urls["compute"]),
+            compute=ComputeClient(urls["compute"], user="u", password="p"),
         )
     assert leftovers(engine) == before
     assert list((folder / "data" / "work").glob("*")) == []

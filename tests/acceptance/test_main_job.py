@@ -93,11 +93,13 @@ def test_a_client_of_2017_is_served(stack: Stack) -> None:
         "status": "todo",
         "timestamp_creation": 1,
     }
-    answer = requests.post(f"{stack.urls['compute']}/learn", data=json.dumps(order).encode(), timeout=30)
+    answer = requests.post(f"{stack.urls['compute']}/learn", data=json.dumps(order).encode(), auth=auth, timeout=30)
     assert (answer.status_code, answer.json()) == (202, {"message": "Learn-uplet ingested accordingly"})
     url = f"{stack.urls['compute']}/jobs/{order['uuid']}"
-    wait_until(lambda: requests.get(url, timeout=30).json()["status"] in ("done", "failed"), timeout_s=PATIENCE_S)
-    assert requests.get(url, timeout=30).json()["status"] == "done"
+    wait_until(
+        lambda: requests.get(url, auth=auth, timeout=30).json()["status"] in ("done", "failed"), timeout_s=PATIENCE_S
+    )
+    assert requests.get(url, auth=auth, timeout=30).json()["status"] == "done"
     blob = requests.get(f"{stack.urls['storage']}/model/{order['model_end']}/blob", auth=auth, timeout=30)
     assert blob.content[:2] == b"\x1f\x8b"
 

@@ -38,7 +38,12 @@ def bare(executables: dict[str, Path], pex_root: Path, tmp_path: Path) -> tuple[
     folder.mkdir()
     for executable in executables.values():
         shutil.copy(executable, folder)
-    return folder, {"PATH": BARE_PATH, "PEX_ROOT": str(pex_root), "MORPHEO_DATA_DIR": str(tmp_path / "data")}
+    return folder, {
+        "PATH": BARE_PATH,
+        "PEX_ROOT": str(pex_root),
+        "MORPHEO_DATA_DIR": str(tmp_path / "data"),
+        "MORPHEO_PASSWORD": "p",
+    }
 
 
 def run(bare: tuple[Path, dict[str, str]], *command: str) -> str:
@@ -98,7 +103,10 @@ def services(bare: tuple[Path, dict[str, str]], redis_url: str, tmp_path: Path) 
 @pytest.mark.docker
 @pytest.mark.redis
 def test_the_files_do_a_job(services: tuple[str, str], engine: APIClient, tmp_path: Path) -> None:
-    compute, storage = ComputeClient(services[0]), StorageClient(services[1], user="u", password="p")
+    compute, storage = (
+        ComputeClient(services[0], user="u", password="p"),
+        StorageClient(services[1], user="u", password="p"),
+    )
     spec = make_order(storage)
     compute.submit(spec)
     job = compute.wait(spec.id, timeout_s=120)

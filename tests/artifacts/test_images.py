@@ -97,7 +97,7 @@ def test_an_api_is_healthy_without_root_on_a_read_only_file_system(
 ) -> None:
     data = f"--volume={volume}:/var/lib/morpheo"
     docker("run", "--rm", *HARDENED, "--network=none", data, images[service], "migrate")
-    with running("--network=none", data, images[service]) as container:
+    with running("--network=none", data, "--env=MORPHEO_PASSWORD=p", images[service]) as container:
         wait_until(lambda: health(container) == "healthy", timeout_s=90, what="health")
         assert docker("exec", container, "id", "-u") == str(UID)
 
@@ -116,7 +116,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_images_do_a_job(images: dict[str, str], redis_url: str, folder: Path) -> None:
     socket = Path(engine_url().removeprefix("unix://"))
     common = ["--network=host", f"--volume={folder}:{folder}", f"--env=MORPHEO_DATA_DIR={folder}"]
-    common += [f"--env=MORPHEO_BROKER_URL={redis_url}", "--env=MORPHEO_STOP_GRACE_S=1"]
+    common += ["--env=MORPHEO_PASSWORD=p", f"--env=MORPHEO_BROKER_URL={redis_url}", "--env=MORPHEO_STOP_GRACE_S=1"]
     with_engine = [f"--volume={socket}:/var/run/docker.sock", f"--group-add={socket.stat().st_gid}"]
     docker("run", "--rm", *HARDENED, *common, images["compute-api"], "migrate")
     urls = {}
@@ -128,7 +128,7 @@ def test_the_images_do_a_job(images: dict[str, str], redis_url: str, folder: Pat
         worker = stack.enter_context(running(*common, *with_engine, images["compute-worker"]))
         for service, url in urls.items():
             wait_until(partial(answers, f"{url}/health"), timeout_s=60, what=service)
-        compute = ComputeClient(urls["compute-api"])
+        compute = ComputeClient(urls["compute-api"], user="u", password="p")
         storage = StorageClient(urls["storage-api"], user="u", password="p")
         spec = make_order(storage)
         compute.submit(spec)
@@ -190,7 +190,7 @@ def test_two_builds_have_the_same_files(images: dict[str, str], tmp_path: Path) 
         assert ids[0] != ids[1]
         assert files_of(again) == files_of(images["compute-api"])
     finally:
-        docker("rmi", again, f"morpheo/build:{tag}")
+        docker("rmi", again)
         docker("rmi", *set(docker("images", "-q", "--filter=dangling=true").split()) - nameless)
 
 

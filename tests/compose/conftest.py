@@ -90,7 +90,8 @@ def deployment(engine: APIClient, tmp_path_factory: pytest.TempPathFactory) -> I
     ports = {name: free_port() for name in ("compute", "storage", "orchestrator", "flower")}
     (folder / "settings.env").write_text("".join(f"{name}={value}\n" for name, value in SETTINGS.items()))
     environment = {
-        **os.environ,
+        # Compose would prefer these to what `make env` has written.
+        **{name: value for name, value in os.environ.items() if name not in ("MORPHEO_USER", "MORPHEO_PASSWORD")},
         "COMPOSE_PROJECT_NAME": project,
         "COMPOSE_ENV_FILES": str(folder / "env"),
         "SETTINGS_FILE": str(folder / "settings.env"),
@@ -109,7 +110,9 @@ def deployment(engine: APIClient, tmp_path_factory: pytest.TempPathFactory) -> I
         storage=StorageClient(
             f"http://127.0.0.1:{ports['storage']}", user=secrets["MORPHEO_USER"], password=secrets["MORPHEO_PASSWORD"]
         ),
-        compute=ComputeClient(f"http://127.0.0.1:{ports['compute']}"),
+        compute=ComputeClient(
+            f"http://127.0.0.1:{ports['compute']}", user=secrets["MORPHEO_USER"], password=secrets["MORPHEO_PASSWORD"]
+        ),
     )
     try:
         made.make("up")

@@ -105,3 +105,14 @@ def test_a_missing_blob_is_not_found(blobs: BlobStore) -> None:
 def test_a_usable_store_passes_its_check(blobs: BlobStore) -> None:
     blobs.check()
     assert list(blobs.list()) == []
+
+
+def test_a_listing_is_in_the_order_of_keys_and_only_of_its_prefix(blobs: BlobStore) -> None:
+    # No folder's name goes on with what sorts before a slash, as in keys of ours: the test's S3 server lists folder by
+    # folder, where S3 compares whole keys.
+    keys = ["a/b", "a/b.c", "a/b0/c", "a0/b", "b/a/c/d", "b/a0.c"]
+    for key in keys:
+        blobs.put(key, io.BytesIO(b"x"))
+    assert [blob.key for blob in blobs.list()] == sorted(keys)
+    for prefix in ("a", "a/", "a/b", "a/b/", "b/a", "c"):
+        assert [blob.key for blob in blobs.list(prefix)] == [key for key in sorted(keys) if key.startswith(prefix)]

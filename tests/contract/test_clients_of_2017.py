@@ -53,7 +53,12 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     folder = tmp_path_factory.mktemp("services")
     migrate(folder)
     # Nothing listens on the broker's port: no worker of ours takes a job.
-    settings = {"api_processes": "1", "broker_url": "redis://127.0.0.1:1/0"}
+    settings = {
+        "api_processes": "1",
+        "broker_url": "redis://127.0.0.1:1/0",
+        "anonymous_orders": "1",
+        "cors_origins": "http://localhost:3000,file://",
+    }
     with (
         serving("compute-api", folder, **settings) as compute,
         serving("storage-api", folder, **settings) as storage,
@@ -313,7 +318,7 @@ class Registered:
 def register(storage: GoClient, orchestrator: GoClient) -> Registered:
     """Do the first half of the integration program: storage, then the orchestrator, data one by one, the algo last."""
     workflow, problem = upload(storage, "problem"), str(uuid4())
-    data = [upload(storage, "data") for _ in range(4)]
+    data = [upload(storage, "data", blob) for blob in (b"a", b"b", b"c", b"d")]
     algo = upload(storage, "algo")
     test, train = data[:2], data[2:]
     posted = {"uuid": problem, "workflow": workflow, "test_dataset": test, "size_train_dataset": 1}
@@ -324,7 +329,7 @@ def register(storage: GoClient, orchestrator: GoClient) -> Registered:
     for item in data:
         answer = read(orchestrator.post_json("/data", {"uuid": item, "problems": [problem]}), CREATED)
         (document,) = answer.pop("new_datas")
-        assert answer == {"new_learnuplets": 0}
+        assert answer == {"new_learnuplets": 0, "held_out": {problem: [item]} if item in test else {}}
         assert set(document) == DATA_KEYS
         assert (document["uuid"], document["problems"]) == (item, [problem])
     body = {"uuid": algo, "name": "fastest", "problem": problem}

@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import pytest
 from docker import APIClient
 
-from morpheo.errors import Interrupted, RuntimeUnavailable
+from morpheo.errors import DiskFull, Interrupted, RuntimeUnavailable
 from morpheo.models import StepName
 from morpheo.runtime.contract import (
+    UNCHECKED,
     Bind,
     BuildResult,
     BuildSpec,
     ContainerRuntime,
     ContainerSpec,
+    Image,
     Interrupt,
     Owner,
     Profile,
     StepResult,
+    unchecked_tag,
 )
 from morpheo.runtime.docker import DockerRuntime
+from morpheo.runtime.log import BoundedLog
+from morpheo.runtime.profile import create_arguments
 from morpheo.testing import FakeRuntime
 from tests.support.images import context, run_fake_payload
+from tests.support.proxies import Outage, engine_outage
 from tests.support.services import engine_url
 
 PROFILE = Profile(
@@ -67,9 +78,9 @@ class Bench:
     def run(self, *operations: list[Any], timeout_s: float = LONG_S, binds: tuple[Bind, ...] = ()) -> StepResult:
         return self.runtime.run(self.spec(*operations, timeout_s=timeout_s, binds=binds), interrupt=self.interrupt)
 
-    def build(self, files: dict[str, str], *, timeout_s: float = LONG_S) -> BuildResult:
+    def build(self, files: dict[str, str], *, timeout_s: float = LONG_S, log: BoundedLog | None = None) -> BuildResult:
         spec = BuildSpec(owner=self.owner, tag=f"morpheo/test:{uuid4().hex}", timeout_s=timeout_s)
-        return self.runtime.build(context(files), spec, interrupt=self.interrupt)
+        return self.runtime.build(context(files), spec, interrupt=self.interrupt, log=log)
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +116,19 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     made: Bench = fake_bench() if request.param == "fake" else request.getfixturevalue("docker_bench")
     yield made
     assert made.owner.job_id not in {owner.job_id for owner in made.runtime.owners()}
+
+
+def test_an_image_that_nobody_looked_at_goes_with_its_attempt(bench: Bench) -> None:
+    tag = unchecked_tag(bench.owner, Image.ALGO)
+    dockerfile = "FROM scratch\nCOPY Dockerfile /\n"
+    spec = BuildSpec(owner=bench.owner, tag=tag, timeout_s=LONG_S)
+    bench.runtime.build(context({"Dockerfile": dockerfile}), spec, interrupt=bench.interrupt)
+    other = replace(bench.owner, attempt=bench.owner.attempt + 1)
+    bench.runtime.remove(other)
+    assert bench.runtime.find_image(tag) is not None
+    assert (bench.owner.job_id, bench.owner.attempt) in [(item.job_id, item.attempt) for item in bench.runtime.owners()]
+    bench.runtime.remove(bench.owner)
+    assert bench.runtime.find_image(tag) is None
 
 
 @pytest.fixture
@@ -210,6 +234,16 @@ def test_an_image_can_get_another_tag(bench: Bench) -> None:
     assert bench.runtime.find_image(tag) is None
 
 
+def test_an_image_is_dropped_by_its_tag_and_twice_is_harmless(bench: Bench) -> None:
+    spec = BuildSpec(owner=bench.owner, tag=f"morpheo/test:{uuid4().hex}", timeout_s=LONG_S)
+    bench.runtime.build(
+        context({"Dockerfile": 'FROM morpheo/base:1\nENTRYPOINT ["true"]\n'}), spec, interrupt=Interrupt()
+    )
+    assert bench.runtime.drop_image(spec.tag)
+    assert bench.runtime.find_image(spec.tag) is None
+    assert bench.runtime.drop_image(spec.tag)
+
+
 def test_a_failing_build_is_a_result_with_its_log(bench: Bench) -> None:
     result = bench.build({"Dockerfile": "FROM morpheo/base:1\nRUN false\n"})
     assert result.image_id is None
@@ -241,6 +275,39 @@ def _wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def _run_with_log(bench: Bench, log: BoundedLog, *operations: list[Any]) -> tuple[threading.Thread, list[StepResult]]:
+    results: list[StepResult] = []
+
+    def run() -> None:
+        results.append(bench.runtime.run(bench.spec(*operations), interrupt=bench.interrupt, log=log))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, results
+
+
+def test_what_a_container_writes_can_be_read_while_it_runs(bench: Bench) -> None:
+    log = BoundedLog(1 << 20)
+    thread, results = _run_with_log(bench, log, ["print", "early"], ["sleep", 2], ["print", "late"])
+    _wait_until(lambda: log.text() == b"early\n")
+    assert thread.is_alive()
+    thread.join(60)
+    assert log.text() == results[0].log == b"early\nlate\n"
+
+
+def test_what_a_build_says_is_in_its_log(bench: Bench) -> None:
+    log = BoundedLog(1 << 20)
+    spec = BuildSpec(owner=bench.owner, tag=f"morpheo/test:{uuid4().hex}", timeout_s=LONG_S)
+    files = {"Dockerfile": "FROM morpheo/base:1\nRUN false\n"}
+    result = bench.runtime.build(context(files), spec, interrupt=bench.interrupt, log=log)
+    assert b"RUN false" in log.text()
+    assert result.log == log.text()
+
+
+def test_no_container_is_overdue(bench: Bench) -> None:
+    assert bench.runtime.kill_overdue() == 0
 
 
 # What only a real engine can show.
@@ -326,6 +393,153 @@ def test_the_log_is_bounded(docker_bench: Bench) -> None:
 
 
 @pytest.mark.docker
+def test_a_log_that_is_longer_than_what_the_engine_keeps_says_so(docker_bench: Bench) -> None:
+    log = BoundedLog(1 << 20)
+    noise = [["print", "x" * 10_000] for _ in range(11)]  # the engine keeps 64 KiB
+    thread, _ = _run_with_log(docker_bench, log, ["print", "first"], ["sleep", 1], *noise, ["print", "last"])
+    thread.join(60)
+    text = log.text().decode()
+    whole = "".join(["first\n", *["x" * 10_000 + "\n" for _ in noise], "last\n"])
+    if text != whole:  # a busy machine may write no faster than it is read
+        assert text.startswith("first\n[some output is missing here: ")
+        assert text.endswith("x\nlast\n")
+        assert len(text) < (64 << 10) + 1000
+
+
+@pytest.mark.docker
+def test_long_lines_and_binary_output_survive(docker_bench: Bench) -> None:
+    script = "import os, time\nos.write(1, bytes(range(256)) * 150)\ntime.sleep(0.5)\nos.write(2, b'\\0\\xff end')\n"
+    dockerfile = 'FROM morpheo/base:1\nCOPY p.py /p.py\nENTRYPOINT ["python3", "-S", "/p.py"]\n'
+    built = docker_bench.build({"Dockerfile": dockerfile, "p.py": script})
+    assert built.image_id is not None
+    docker_bench.image_id = built.image_id
+    runtime = DockerRuntime(
+        engine_url(), profile=replace(PROFILE, log_bytes=1 << 20), node="tests-binary", timeout_s=60
+    )
+    result = runtime.run(docker_bench.spec(), interrupt=docker_bench.interrupt)
+    # The engine keeps text: what is none has become U+FFFD, in its file already.
+    assert result.log.endswith(b"\0\xef\xbf\xbd end")
+    assert result.log.count(b"\0") == 151
+    assert result.log.decode().count("ABCDEFGHIJKLMNOPQRSTUVWXYZ") == 150
+    docker_bench.runtime.remove_image(built.image_id)
+    runtime._client.close()
+
+
+@pytest.mark.docker
+def test_a_container_past_its_deadline_is_killed_whoever_started_it(docker_bench: Bench, engine: APIClient) -> None:
+    runtime = docker_bench.runtime
+    assert isinstance(runtime, DockerRuntime)
+    spec = docker_bench.spec(["sleep", LONG_S], timeout_s=0.1)
+    made = engine.create_container(**create_arguments(spec, PROFILE, node=runtime._node))
+    engine.start(made["Id"])
+    killed = 0
+    deadline = time.monotonic() + 30
+    while not killed and time.monotonic() < deadline:
+        killed = runtime.kill_overdue()
+        assert killed or engine.inspect_container(made["Id"])["State"]["Running"]
+        time.sleep(0.1)
+    assert killed == 1
+    assert engine.wait(made["Id"])["StatusCode"] == 137
+    assert runtime.kill_overdue() == 0
+    runtime.remove(docker_bench.owner)
+
+
+@pytest.fixture
+def outage(docker_bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bench, Outage]]:
+    """A bench whose engine can be out."""
+    with tempfile.TemporaryDirectory(prefix="engine-") as folder, engine_outage(Path(folder), engine_url()) as proxy:
+        runtime = DockerRuntime(proxy.url, profile=PROFILE, node="tests-outage", timeout_s=2, return_s=20)
+        yield replace(docker_bench, runtime=runtime), proxy
+        runtime._client.close()
+
+
+@pytest.mark.docker
+def test_a_container_that_outlives_its_engine_is_waited_for_again(outage: tuple[Bench, Outage]) -> None:
+    bench, engine_is = outage
+    log = BoundedLog(1 << 20)
+    thread, results = _run_with_log(bench, log, ["print", "early"], ["sleep", 3], ["print", "late"], ["exit", 7])
+    _wait_until(lambda: log.text() == b"early\n")
+    with engine_is.out():
+        time.sleep(0.5)  # long enough for questions to fail
+    thread.join(60)
+    assert (results[0].exit_code, results[0].log) == (7, b"early\nlate\n")
+    assert 3 <= results[0].seconds < LONG_S
+
+
+@pytest.mark.docker
+def test_a_container_that_ends_while_its_engine_is_out_has_its_result(
+    outage: tuple[Bench, Outage], engine: APIClient
+) -> None:
+    bench, engine_is = outage
+    log = BoundedLog(1 << 20)
+    thread, results = _run_with_log(bench, log, ["print", "early"], ["sleep", 1], ["print", "late"])
+    _wait_until(lambda: log.text() == b"early\n")
+    with engine_is.out():
+        _wait_until(lambda: not engine.inspect_container(bench.spec().name)["State"]["Running"])
+        ended = time.monotonic()
+        _wait_until(lambda: time.monotonic() > ended + 1)
+    thread.join(60)
+    assert (results[0].exit_code, results[0].log, results[0].timed_out) == (0, b"early\nlate\n", False)
+    assert 1 <= results[0].seconds < time.monotonic() - ended + 1
+
+
+@pytest.mark.docker
+def test_a_container_that_was_ended_with_its_engine_is_not_blamed(
+    outage: tuple[Bench, Outage], engine: APIClient
+) -> None:
+    bench, engine_is = outage
+    log = BoundedLog(1 << 20)
+    with pytest.raises(RuntimeUnavailable, match="ended with it"):  # noqa: SIM117
+        with _interfering(log, lambda: _kill_while_out(bench, engine_is, engine)):
+            bench.runtime.run(bench.spec(["print", "early"], ["sleep", LONG_S]), interrupt=Interrupt(), log=log)
+
+
+def _kill_while_out(bench: Bench, engine_is: Outage, engine: APIClient) -> None:
+    with engine_is.out():
+        engine.kill(bench.spec().name)
+
+
+@contextmanager
+def _interfering(log: BoundedLog, action: Callable[[], None]) -> Iterator[None]:
+    """Do something as soon as a container has written."""
+
+    def act() -> None:
+        _wait_until(lambda: log.total > 0)
+        action()
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    yield
+    thread.join(60)
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("hangs", [False, True])
+def test_an_engine_that_stays_away_is_given_up_and_the_deadline_holds_when_it_is_back(
+    outage: tuple[Bench, Outage], engine: APIClient, hangs: bool
+) -> None:
+    bench, engine_is = outage
+    bench.runtime = DockerRuntime(engine_is.url, profile=PROFILE, node="tests-outage", timeout_s=2, return_s=0.5)
+    log = BoundedLog(1 << 20)
+    spec = bench.spec(["print", "early"], ["sleep", LONG_S], timeout_s=4)
+    stack = ExitStack()
+    began = time.monotonic()
+    with pytest.raises(RuntimeUnavailable, match="no container engine answers"):  # noqa: SIM117
+        with _interfering(log, lambda: stack.enter_context(engine_is.out(hangs=hangs))):
+            bench.runtime.run(spec, interrupt=Interrupt(), log=log)
+    assert time.monotonic() - began < 40
+    stack.close()
+    # An engine that hung does all that it was asked meanwhile; one that was not there was asked for nothing.
+    assert hangs or engine.containers(filters={"name": spec.name})
+    bench.runtime._client.close()
+    # The impatience was for the outage: an engine that has come back may need longer for an answer.
+    bench.runtime = DockerRuntime(engine_is.url, profile=PROFILE, node="tests-outage", timeout_s=60)
+    _wait_until(lambda: bench.runtime.kill_overdue() == 1 or not engine.containers(filters={"name": spec.name}))
+    bench.runtime.remove(bench.owner)
+    bench.runtime._client.close()
+
+
+@pytest.mark.docker
 def test_a_mount_whose_folder_is_missing_is_refused(docker_bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(RuntimeUnavailable) as refused:
         docker_bench.run(binds=(Bind(source=tmp_path / "nowhere", target="/in"),))
@@ -369,11 +583,17 @@ def test_a_build_that_hangs_is_stopped_and_leaves_nothing(docker_bench: Bench, e
 @pytest.mark.docker
 def test_an_interrupt_stops_a_build(docker_bench: Bench, engine: APIClient) -> None:
     before = _containers_and_images(engine)
-    timer = threading.Timer(1.0, docker_bench.interrupt.set, ["cancelled"])
-    timer.start()
+    log = BoundedLog(1 << 20)
+
+    def interrupt() -> None:
+        _wait_until(lambda: log.text().count(b"Running in") == 2)
+        docker_bench.interrupt.set("cancelled")
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     with pytest.raises(Interrupted):
-        docker_bench.build({"Dockerfile": "FROM morpheo/base:1\nENV A=1\nRUN sleep 60\n"})
-    timer.join()
+        docker_bench.build({"Dockerfile": "FROM morpheo/base:1\nENV A=1\nRUN sleep 60\n"}, log=log)
+    thread.join()
     _wait_until(lambda: _containers_and_images(engine) == before)
 
 
@@ -421,3 +641,76 @@ def test_containers_of_other_nodes_are_not_seen(docker_bench: Bench, docker_imag
 def _containers_and_images(engine: APIClient) -> tuple[set[str], set[str]]:
     containers = {container["Id"] for container in engine.containers(all=True)}
     return containers, {image["Id"] for image in engine.images()}
+
+
+def test_an_image_that_a_container_uses_is_not_dropped(docker_bench: Bench, engine: APIClient) -> None:
+    spec = BuildSpec(owner=docker_bench.owner, tag=f"morpheo/test:{uuid4().hex}", timeout_s=LONG_S)
+    files = {"Dockerfile": 'FROM morpheo/base:1\nENTRYPOINT ["true"]\n'}
+    docker_bench.runtime.build(context(files), spec, interrupt=Interrupt())
+    container = engine.create_container(spec.tag)["Id"]
+    try:
+        assert not docker_bench.runtime.drop_image(spec.tag)
+        assert docker_bench.runtime.find_image(spec.tag)
+    finally:
+        engine.remove_container(container)
+    assert docker_bench.runtime.drop_image(spec.tag)
+
+
+def test_images_that_dead_builds_left_are_dropped_when_they_are_old(docker_bench: Bench, engine: APIClient) -> None:
+    tag = f"{UNCHECKED}:{uuid4()}-1-algo"
+    manifest = [{"Config": "config.json", "RepoTags": [tag], "Layers": []}]
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "created": "2001-01-01T00:00:00Z",
+        "config": {"Labels": {"test": tag}},
+        "rootfs": {"type": "layers", "diff_ids": []},
+    }
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w") as tar:
+        for name, document in (("manifest.json", manifest), ("config.json", config)):
+            content = json.dumps(document).encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    list(engine.load_image(target.getvalue()))
+    assert docker_bench.runtime.find_image(tag)
+    age_s = time.time() - datetime(2001, 1, 1, tzinfo=UTC).timestamp()
+    docker_bench.runtime.drop_unchecked(older_than_s=age_s + 3600)
+    assert docker_bench.runtime.find_image(tag)
+    assert docker_bench.runtime.drop_unchecked(older_than_s=age_s - 3600) == 1
+    assert docker_bench.runtime.find_image(tag) is None
+
+
+class _Client:
+    """A client of an engine that is not asked anything."""
+
+    hooks: ClassVar[dict[str, object]] = {}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("said", "full"),
+    [
+        ("write /var/lib/docker/tmp/docker-builder1/x: no space left on device", True),
+        ("Error processing tar file(exit status 1): write /big: no space left on device", True),
+        ("failed to create task for container: mkdir /run/x: no space left on device: unknown", True),
+        ("The command '/bin/sh -c echo no space left on device' returned a non-zero code: 1", False),
+        ("COPY failed: stat no space left on device: file does not exist", False),
+    ],
+)
+def test_an_engine_that_says_that_its_disk_is_full_is_believed_and_no_name_is(
+    monkeypatch: pytest.MonkeyPatch, said: str, full: bool
+) -> None:
+    result = BuildResult(image_id=None, log=b"", seconds=0.0, error=said)
+    monkeypatch.setattr(DockerRuntime, "_connect", lambda _self: _Client())
+    monkeypatch.setattr("morpheo.runtime.docker.ImageBuild.run", lambda _self, _context: result)
+    runtime = DockerRuntime("unix:///nowhere", profile=PROFILE, node="node", timeout_s=1)
+    spec = BuildSpec(owner=Owner(job_id=uuid4(), attempt=1), tag="morpheo/test:x", timeout_s=1)
+    if full:
+        with pytest.raises(DiskFull):
+            runtime.build(io.BytesIO(), spec, interrupt=Interrupt())
+    else:
+        assert runtime.build(io.BytesIO(), spec, interrupt=Interrupt()) == result

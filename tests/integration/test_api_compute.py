@@ -136,6 +136,19 @@ def test_a_job_without_tags_is_what_it_was_before_there_were_tags(compute: Servi
     assert "tags" not in spec_to_dict(spec)
 
 
+@MAKERS
+def test_an_order_may_limit_the_time_of_its_containers(compute: Service, make: Maker) -> None:
+    spec = make()
+    compute.add_needs(spec)
+    for bad in (0, -1, 1.5, "60", True, 10**9):
+        answer = compute.order(spec, time_limit_s=bad)
+        assert answer.status_code == 400
+        assert "time_limit_s" in answer.json["error"]
+    assert compute.order(spec, time_limit_s=60).status_code == 202
+    assert compute.get(f"/jobs/{spec.id}").json["spec"]["time_limit_s"] == 60
+    assert compute.order(spec).status_code == 409
+
+
 @pytest.mark.parametrize(
     ("tags", "words"),
     [
@@ -172,7 +185,7 @@ def test_the_description_of_the_api_has_the_orders(compute: Service) -> None:
     for path, schema in (("/learn", "Learnuplet"), ("/pred", "Preduplet")):
         content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
         assert content["schema"] == {"$ref": f"#/components/schemas/{schema}"}
-        assert document["components"]["schemas"][schema]["properties"]["tags"]["type"] == "array"
+        assert document["components"]["schemas"][schema]["properties"]["tags"]["type"] == ["array", "null"]
 
 
 LEARN_CHECKS: dict[str, tuple[dict[str, Any], str]] = {
@@ -366,10 +379,12 @@ def test_the_id_of_a_prediction_is_known_before_it_is_there(compute: Service) ->
 
 
 def test_a_queued_job_is_cancelled_at_once_and_a_second_time_is_harmless(compute: Service) -> None:
-    spec = accepted(compute)
+    spec, said = accepted(compute), []
     for _ in range(2):
         answer = compute.post(f"/jobs/{spec.id}/cancel")
         assert (answer.status_code, answer.json["state"]) == (200, "cancelled")
+        said.append(answer.json["message"])
+    assert said == ["the job is cancelled", "the job had ended already, it is cancelled; nothing was changed"]
     assert answer.json["failure"]["cause"] == "CANCELLED"
 
 
@@ -379,6 +394,14 @@ def test_the_worker_of_a_running_job_is_asked_to_cancel_it(compute: Service) -> 
         work.jobs.claim(spec.id, worker="w", lease_s=30, max_attempts=3)
     answer = compute.post(f"/jobs/{spec.id}/cancel")
     assert (answer.json["state"], answer.json["cancel_requested"]) == ("running", True)
+    assert answer.json["message"] == "cancel requested; the job's worker stops it within a few seconds"
+    again = compute.post(f"/jobs/{spec.id}/cancel")
+    assert again.json["message"] == "cancel was requested before; the job's worker stops it within a few seconds"
+    with compute.database.begin() as work:
+        work.jobs.succeed(spec.id, 1, None)
+    ended = compute.post(f"/jobs/{spec.id}/cancel")
+    assert (ended.status_code, ended.json["state"]) == (200, "succeeded")
+    assert ended.json["message"] == "the job had ended already, it is succeeded; nothing was changed"
 
 
 @MAKERS

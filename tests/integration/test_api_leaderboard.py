@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 
+from morpheo.api.app import AT_START
 from morpheo.api.leaderboard import LeaderboardSchema
 from morpheo.api.orchestrator import create_orchestrator_app
 from morpheo.challenges import Problem
 from morpheo.client import Leaderboard
 from morpheo.models import ArtifactKind, LearnSpec, Scores
+from morpheo.orchestrator import Orchestrator
 from morpheo.storage.database import Database
 from morpheo.testing import make_learn_spec
 from tests.support.workbench import ALGO, PROBLEM, Workbench, make_workbench
@@ -38,7 +40,7 @@ def challenge(bench: Workbench, *names: str) -> Problem:
         Problem(
             id=uuid4(),
             workflow=store(kinds.PROBLEM, PROBLEM, name="p", description="p"),
-            test_data=tuple(store(kinds.DATA, content) for content in (b"a:1", b"b:2", b"c:3", b"d:4", b"e:5", b"f:0")),
+            test_data=tuple(store(kinds.DATA, each + b"\n") for each in b"a:1 b:2 c:3 d:4 e:5 f:0".split()),
             batch_size=2,
             created_at=datetime.now(UTC),
         )
@@ -171,6 +173,39 @@ def test_an_unchanged_leaderboard_is_not_computed_again(bench: Workbench) -> Non
     assert not any("scores" in statement or "perf, " in statement for statement in statements)
 
 
+def test_leaderboards_are_made_when_a_service_starts(bench: Workbench) -> None:
+    problem = challenge(bench, "one")
+    train(bench)
+    app = create_orchestrator_app(bench.resources)
+    app.extensions[AT_START]()
+    statements: list[str] = []
+    event.listen(bench.database.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    answer: Any = app.test_client().get(f"/problem/{problem.id}/leaderboard", auth=AUTH)
+    assert answer.json["entries"][0]["trainings"] == 2
+    assert statements
+    assert not any("scores" in statement for statement in statements)
+
+
+def test_a_service_starts_without_a_database(bench: Workbench, caplog: pytest.LogCaptureFixture) -> None:
+    with bench.database.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE problems RENAME TO gone"))
+    create_orchestrator_app(bench.resources).extensions[AT_START]()
+    assert "leaderboards are not made" in caplog.text
+
+
+def test_a_leaderboard_that_has_grown_is_as_if_read_anew(bench: Workbench) -> None:
+    problem = challenge(bench, "one", "two")
+    orchestrator = bench.resources.orchestrator
+    for _ in range(4):
+        bench.resources.runner.run(bench.publisher.published.pop(0))
+        assert orchestrator.leaderboard(problem.id) == Orchestrator(bench.database).leaderboard(problem.id)
+    orchestrator.register_algo(bench.store(ArtifactKind.ALGO, ALGO, name="x"), name="x", problem_id=problem.id)
+    assert orchestrator.leaderboard(problem.id) == Orchestrator(bench.database).leaderboard(problem.id)
+    train(bench)
+    assert orchestrator.leaderboard(problem.id) == Orchestrator(bench.database).leaderboard(problem.id)
+    assert [entry.trainings for entry in orchestrator.leaderboard(problem.id).entries] == [2, 2, 2]
+
+
 def end(database: Database, spec: LearnSpec, scores: Scores) -> None:
     with database.begin() as work:
         work.jobs.add(spec, algo=spec.algo, planned=True)
@@ -193,7 +228,7 @@ def test_the_database_gives_the_trained_ranks_of_a_problem_and_scores_of_some(da
         work.challenges.add_submission(algo, problem, "a")
     specs = [make_learn_spec(problem=problem, algo=algo, rank=rank, model_start=uuid4()) for rank in (2, 0)]
     for spec in specs:
-        end(database, spec, Scores(perf=0.1 * spec.rank, test_perf=dict.fromkeys(test_data, 0.25)))
+        end(database, spec, Scores(perf=0.1 * spec.rank, test_perf={**dict.fromkeys(test_data, 0.25), "another": 9.0}))
     with database.begin() as work:
         work.jobs.add(make_learn_spec(problem=problem, algo=algo, rank=5, model_start=uuid4()), algo=algo, planned=True)
     with database.read() as work:
@@ -201,7 +236,10 @@ def test_the_database_gives_the_trained_ranks_of_a_problem_and_scores_of_some(da
         assert (chain.algo, chain.name, list(chain.ranks), list(chain.perf)) == (algo, "a", [0, 2], [0.0, 0.2])
         assert [UUID(job) for job in chain.jobs] == [specs[1].id, specs[0].id]
         assert list(chain.train_files) == [len(specs[0].train_data)] * 2
-        assert work.leaderboard.state(problem) == (1, 2)
-        assert (work.leaderboard.chains(other), work.leaderboard.state(other)) == ([], (0, 0))
-        assert work.leaderboard.test_perf([specs[0].id]) == {specs[0].id: dict.fromkeys(test_data, 0.25)}
-    assert json.dumps(work.leaderboard.test_perf([])) == "{}"
+        assert work.leaderboard.trained(problem) == {chain.algo.hex: 2}
+        assert work.leaderboard.chains(problem, [chain.algo.hex]) == [chain]
+        assert work.leaderboard.chains(problem, [uuid4().hex]) == []
+        assert (work.leaderboard.chains(other), work.leaderboard.trained(other)) == ([], {})
+        ((job, read),) = work.leaderboard.test_perf([chain.jobs[1]], [uuid4(), *template.test_data]).items()
+        assert (job, math.isnan(read[0]), list(read[1:])) == (chain.jobs[1], True, [0.25] * len(test_data))
+        assert work.leaderboard.test_perf([], template.test_data) == {}

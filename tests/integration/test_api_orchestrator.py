@@ -40,7 +40,7 @@ class Challenge:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.workflow = self.stored(ArtifactKind.PROBLEM)
+        self.workflow = self.stored(ArtifactKind.PROBLEM, name="p")
         self.test = [self.stored(ArtifactKind.DATA) for _ in range(2)]
         self.answer = self.service.post("/problem", json=self.body)
         assert self.answer.status_code == 201, self.answer.text
@@ -166,7 +166,8 @@ PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-He
 
 
 @pytest.mark.parametrize("path", ["/problem", "/algo", "/learnuplet", "/prediction"])
-def test_any_origin_may_ask_without_a_password_whether_it_may_call(service: Service, path: str) -> None:
+def test_an_origin_may_ask_without_a_password_whether_it_may_call(sqlite: Database, path: str) -> None:
+    service = Service(create_orchestrator_app, sqlite, cors_origins=("http://analytics",))
     answer = FlaskClient(service.app).options(path, headers={"Origin": "http://analytics", **PREFLIGHT})
     assert answer.status_code == 200
     assert answer.headers["Access-Control-Allow-Origin"] == "http://analytics"
@@ -175,7 +176,8 @@ def test_any_origin_may_ask_without_a_password_whether_it_may_call(service: Serv
     assert {"GET", "POST"} <= set(answer.headers["Access-Control-Allow-Methods"].split(", "))
 
 
-def test_pages_of_an_origin_may_read_answers_and_errors(service: Service) -> None:
+def test_pages_of_an_origin_may_read_answers_and_errors(sqlite: Database) -> None:
+    service = Service(create_orchestrator_app, sqlite, cors_origins=("http://analytics",))
     for path, status in (("/problem", 200), ("/unknown", 404)):
         answer = service.get(path, headers={"Origin": "http://analytics"})
         assert answer.status_code == status
@@ -265,9 +267,15 @@ def test_a_problem_is_registered_and_answered_with_its_document(service: Service
     assert isinstance(document["timestamp_upload"], int)
     assert document == {
         **challenge.body,
+        "name": "p",
         "timestamp_upload": document["timestamp_upload"],
         "higher_is_better": True,
         "parallel_ranks": 1,
+        "logs": "cause",
+        "model_download": False,
+        "score_digits": 6,
+        "submissions_per_day": 10,
+        "time_step_s": 60,
     }
     assert service.get(f"/problem/{challenge.id}").json == document
     assert service.get("/problem").json == {"problems": [document]}
@@ -335,7 +343,7 @@ def test_an_algo_is_registered_and_its_chain_planned(challenge: Challenge) -> No
     answer = challenge.service.post("/algo", json=body)
     document = answer.json["new_algo"]
     assert (answer.status_code, answer.json) == (201, {"new_algo": document, "new_learnuplets": 2})
-    assert document == {**body, "timestamp_upload": document["timestamp_upload"], "stalled": False}
+    assert document == {**body, "timestamp_upload": document["timestamp_upload"], "stalled": False, "stalled_by": None}
     assert challenge.service.get(f"/algo/{algo}").json == document
     assert [uplet["train_data"] for uplet in challenge.chain(algo)] == [[item] for item in data]
     again = challenge.service.post("/algo", json=body)
@@ -390,18 +398,33 @@ def test_data_is_one_uuid_or_a_list_and_so_are_problems(challenge: Challenge, as
         "problems": [challenge.id],
         "timestamp_upload": answer.json["new_datas"][0]["timestamp_upload"],
     }
-    assert (answer.status_code, answer.json) == (201, {"new_datas": [document], "new_learnuplets": 1})
+    assert (answer.status_code, answer.json) == (201, {"new_datas": [document], "new_learnuplets": 1, "held_out": {}})
     assert challenge.service.get(f"/data/{item}").json == document
     assert [uplet["train_data"] for uplet in challenge.chain(algo)] == [[item]]
     again = challenge.service.post("/data", json=wrapped)
-    assert (again.status_code, again.json) == (201, {"new_datas": [document], "new_learnuplets": 0})
+    assert (again.status_code, again.json) == (201, {"new_datas": [document], "new_learnuplets": 0, "held_out": {}})
 
 
 def test_test_data_is_registered_and_never_trained_on(challenge: Challenge) -> None:
     algo = challenge.add_algo()
     answer = challenge.service.post("/data", json={"uuid": challenge.test, "problems": [challenge.id]})
     assert ([item["uuid"] for item in answer.json["new_datas"]], answer.json["new_learnuplets"]) == (challenge.test, 0)
+    assert answer.json["held_out"] == {challenge.id: challenge.test}
     assert challenge.chain(algo) == []
+
+
+def test_a_copy_of_test_data_is_test_data_where_that_is(challenge: Challenge) -> None:
+    other = Challenge(challenge.service)
+    algos = challenge.add_algo(), other.add_algo()
+    digest = f"{UUID(challenge.test[1]).int:064x}"
+    fresh, copy = challenge.stored(ArtifactKind.DATA), challenge.stored(ArtifactKind.DATA, sha256=digest)
+    answer = challenge.service.post("/data", json={"uuid": [fresh, copy], "problems": [challenge.id, other.id]})
+    assert (answer.json["new_learnuplets"], answer.json["held_out"]) == (3, {challenge.id: [copy]})
+    here, there = (challenge.chain(algo) for algo in algos)
+    assert [uplet["train_data"] for uplet in here] == [[fresh]]
+    assert [uplet["train_data"] for uplet in there] == [[fresh], [copy]]
+    answer = challenge.service.post("/prediction", json={"data": copy, "problem": challenge.id})
+    assert error(answer) == f"data: {copy} is test data, whose targets are hidden"
 
 
 @pytest.mark.parametrize(
@@ -745,6 +768,16 @@ def test_a_prediction_is_answered_with_its_preduplet(trained: Challenge) -> None
     assert uuids(trained.service, f"/preduplet?model={worse}") == [named.json["uuid"]]
 
 
+def test_a_model_of_another_problem_is_refused(trained: Challenge) -> None:
+    other = Challenge(trained.service)
+    algo = other.add_algo()
+    model, data = trained.stored(ArtifactKind.MODEL, algo=UUID(algo)), trained.stored(ArtifactKind.DATA)
+    answer = trained.service.post("/prediction", json={"data": data, "problem": trained.id, "model": model})
+    assert error(answer) == f"model: {model} is of algo {algo}, which takes no part in this problem"
+    assert answer.json["field"] == "model"
+    assert trained.service.get("/preduplet").json == {"preduplets": []}
+
+
 def test_a_worker_of_2017_does_a_prediction(trained: Challenge) -> None:
     ordered = trained.service.post(
         "/prediction", json={"data": trained.stored(ArtifactKind.DATA), "problem": trained.id}
@@ -832,7 +865,7 @@ def test_our_own_workers_do_what_is_registered_here(sqlite_url: str, tmp_path: P
     problem = {
         "uuid": str(uuid4()),
         "workflow": store(ArtifactKind.PROBLEM, PROBLEM, name="p", description="p"),
-        "test_dataset": [store(ArtifactKind.DATA, b"a:1"), store(ArtifactKind.DATA, b"c:3")],
+        "test_dataset": [store(ArtifactKind.DATA, b"a:1\n"), store(ArtifactKind.DATA, b"c:3\n")],
         "size_train_dataset": 1,
     }
     assert client.post("/problem", json=problem).status_code == 201

@@ -19,6 +19,7 @@ from sqlalchemy import text
 
 from morpheo import backup
 from morpheo.artifacts import ArtifactService, Upload
+from morpheo.audit import Action
 from morpheo.backup import back_up, restore
 from morpheo.challenges import Problem
 from morpheo.cli import morpheo
@@ -26,13 +27,14 @@ from morpheo.errors import Conflict, InvalidInput, NotFound
 from morpheo.models import ArtifactKind, AttemptOutcome, Job, JobKind, JobSpec, JobState, LearnSpec
 from morpheo.storage.blobs import BlobStore
 from morpheo.storage.database import Database
-from morpheo.storage.dump import dump_rows
+from morpheo.storage.dump import blob_refs, dump_rows
 from morpheo.storage.local import LocalBlobStore
 from morpheo.storage.reports import Report
 from morpheo.storage.s3 import S3BlobStore
 from morpheo.storage.tables import Base
 from morpheo.testing import FakeContainer, MemoryBlobStore, make_learn_spec
 from tests.support.services import S3Server, wait_until
+from tests.support.trail import trail
 from tests.support.workbench import ALGO, PROBLEM, Workbench, algo, make_workbench
 
 LEASE_S = 0.5
@@ -73,8 +75,9 @@ def bench_on() -> Iterator[BenchOn]:
 
 
 def rows(database: Database) -> dict[str, list[str]]:
+    """Return all rows but those of the audit trail, which goes on with each backup and restore."""
     with database.connect() as connection:
-        tables = [table.name for table in Base.metadata.sorted_tables]
+        tables = {table.name for table in Base.metadata.sorted_tables} - {"events", "event_head"}
         return {table: sorted(map(repr, connection.execute(text(f"SELECT * FROM {table}")))) for table in tables}
 
 
@@ -232,18 +235,22 @@ def small_job(bench: Workbench) -> Job:
     return bench.resources.jobs.get(UUID(str(found)))
 
 
-def test_rows_are_the_same_to_the_last_bit(small: Workbench, tmp_path: Path) -> None:
-    save(small, tmp_path / "backup")
+def test_rows_are_the_same_to_the_last_bit_and_the_trail_goes_on(small: Workbench, tmp_path: Path) -> None:
+    outcome = save(small, tmp_path / "backup")
     with_new = Database(f"sqlite:///{tmp_path}/new.db")
     restore(tmp_path / "backup", with_new, MemoryBlobStore(), progress=silent)
     assert rows(with_new) == rows(small.database)
+    *before, last = trail(with_new)
+    assert before == trail(small.database)
+    assert before[-1].action == Action.BACKUP_STARTED
+    assert (last.action, last.subject_id) == (Action.BACKUP_RESTORED, outcome.rows.name)
     with_new.close()
 
 
 def test_chains_and_reports_go_on_where_they_were(
     small: Workbench, empty_database: Database, bench_on: BenchOn, tmp_path: Path
 ) -> None:
-    test = small.store(ArtifactKind.DATA, b"c:3")
+    test = small.store(ArtifactKind.DATA, b"c:3\n")
     workflow = small.store(ArtifactKind.PROBLEM, PROBLEM, name="p", description="p")
     problem = Problem(id=uuid4(), workflow=workflow, test_data=(test,), batch_size=1, created_at=datetime.now(UTC))
     small.resources.orchestrator.register_problem(problem)
@@ -285,7 +292,8 @@ def test_all_rows_are_of_one_moment(database: Database) -> None:
     ArtifactService(database, MemoryBlobStore(), max_blob_bytes=9).upload(data_upload(uuid4()), io.BytesIO(b"x"))
     dump_rows(database, target := Busy())
     assert orders
-    assert target.getvalue().splitlines()[-1] == '{"rows": 1}'
+    # The artifact, its event, and the head of the trail.
+    assert target.getvalue().splitlines()[-1] == '{"rows": 3}'
 
 
 def test_the_second_backup_copies_only_what_is_new(small: Workbench, tmp_path: Path) -> None:
@@ -343,7 +351,7 @@ def test_a_blob_that_is_replaced_meanwhile_is_not_lost(small: Workbench, tmp_pat
     assert outcome.lost == ()
     assert not replace
     with gzip.open(outcome.rows, "rt") as lines:
-        assert item.blob_key not in lines.read()
+        assert item.blob_key not in {ref.key for ref in blob_refs(lines)}
 
 
 def test_a_database_with_rows_is_left_alone(small: Workbench, tmp_path: Path) -> None:
@@ -373,6 +381,7 @@ def test_damaged_rows_are_refused(
     with pytest.raises(InvalidInput, match=message):
         restore(tmp_path / "backup", new, MemoryBlobStore(), progress=silent)
     assert not any(rows(new).values())
+    assert trail(new) == []
     new.close()
 
 

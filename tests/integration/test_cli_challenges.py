@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from morpheo.cli.common import EXIT_INTERRUPTED, EXIT_JOB_FAILED
+from morpheo.models import JobKind, JobState
 from morpheo.testing import FakeContainer
 from tests.support.api_server import environment, morpheo
 from tests.support.apis import serving_node
@@ -47,7 +48,7 @@ def make_folder(path: Path, program: str) -> Path:
 
 def make_files(folder: Path, *contents: str) -> list[Path]:
     """Make files of data, one for each content."""
-    paths = [folder / f"{content.replace(':', '-')}.csv" for content in contents]
+    paths = [folder / f"{content.strip().replace(':', '-')}.csv" for content in contents]
     for path, content in zip(paths, contents, strict=True):
         path.write_text(content)
     return paths
@@ -55,7 +56,7 @@ def make_files(folder: Path, *contents: str) -> list[Path]:
 
 def add_problem(terminal: Terminal, folder: Path) -> None:
     """Add a problem of two test files, with two batches of data to train on: the first one is of no use."""
-    tests = [argument for path in make_files(folder, "a:1", "c:3") for argument in ("--test", path)]
+    tests = [argument for path in make_files(folder, "a:1\n", "c:3\n") for argument in ("--test", path)]
     image = make_folder(folder / "sleep", "problem")
     printed, _ = terminal.run("problem", "add", image, "--batch-size", 2, *tests)
     assert printed.endswith(" (sleep)\n")
@@ -144,6 +145,11 @@ def test_a_chain_that_stalls_is_explained_and_goes_on_after_a_retry(
     stopped = item["stopped_at"]["job"]
     assert remarks.endswith(f"morpheo retry {stopped}\n")
     assert f"morpheo retry {stopped}" in terminal.run("algo", "ls")[0]
+
+    waiting = next(job for job in bench.resources.orchestrator.jobs(JobKind.LEARN) if job.state is JobState.WAITING)
+    bench.resources.jobs.cancel(waiting.id)
+    printed, remarks = terminal.run("retry", waiting.id)
+    assert remarks.endswith(f"another rank stalls its chain; try that one again, too: morpheo retry {stopped}\n")
 
     bench.programs["algo"] = works
     again = terminal.run_json("retry", stopped)["job"]

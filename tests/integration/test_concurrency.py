@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -95,5 +96,5 @@ def test_temporary_files_of_dead_processes_are_removed_and_those_of_living_ones_
     for name, age_s in (("dead", 2 * 24 * 3600), ("alive", 60)):
         (incoming / name).touch()
         os.utime(incoming / name, (time.time() - age_s,) * 2)
-    LocalBlobStore(tmp_path).put("data/1/a", io.BytesIO(b"x"))
+    assert LocalBlobStore(tmp_path).sweep(datetime.now(UTC) - timedelta(days=1)) == 1
     assert [path.name for path in incoming.iterdir()] == ["alive"]

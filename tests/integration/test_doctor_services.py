@@ -16,21 +16,22 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from docker import APIClient
-from sqlalchemy import make_url
+from sqlalchemy import make_url, update
 
 from morpheo.config import Settings
 from morpheo.doctor import blobs, broker, database, node
 from morpheo.doctor.findings import Finding, Status
 from morpheo.storage import migrate
 from morpheo.storage.database import Database
+from morpheo.storage.reports import Report
+from morpheo.storage.tables import ReportRow
+from morpheo.testing import make_learn_spec
 from tests.conftest import missing
-from tests.support.doctor import diagnose, doctor_command, failed
+from tests.support.doctor import GOOD_REDIS, diagnose, doctor_command, failed
 from tests.support.proxies import shifted_clock
-from tests.support.services import S3Server, child, engine_url, free_port, redis_binary, redis_server, wait_until
+from tests.support.services import S3Server, child, free_port, redis_binary, redis_server, wait_until
 
 Redis = Callable[..., str]
-GOOD_REDIS = ("--requirepass", "secret", "--appendonly", "yes", "--maxmemory-policy", "noeviction")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
@@ -72,39 +73,6 @@ def blob_findings(server: S3Server, **changes: Any) -> dict[str, Finding]:
 
 def statuses(findings: dict[str, Finding]) -> set[Status]:
     return {found.status for found in findings.values()}
-
-
-# ------------------------------------------------------------------------------------------------ all is well
-
-
-@pytest.mark.docker
-@pytest.mark.database
-@pytest.mark.redis
-@pytest.mark.s3
-def test_a_healthy_stack_passes(
-    engine: APIClient, postgres_url: str, s3: S3Server, start_redis: Redis, tmp_path: Path
-) -> None:
-    environment = {
-        **os.environ,
-        "MORPHEO_DATA_DIR": str(tmp_path / "data"),
-        "MORPHEO_DOCKER_HOST": engine_url(),
-        "MORPHEO_DATABASE_URL": postgres_url,
-        "MORPHEO_BROKER_URL": start_redis(*GOOD_REDIS),
-        "MORPHEO_S3_ENDPOINT": s3.endpoint,
-        "MORPHEO_S3_ACCESS_KEY": s3.access_key,
-        "MORPHEO_S3_SECRET_KEY": s3.secret_key,
-        "MORPHEO_S3_SECURE": "false",
-        "MORPHEO_S3_BUCKET": f"doctor-{uuid4().hex[:12]}",
-        "MORPHEO_PASSWORD": "correct horse battery staple",
-        # One job takes less than any machine has.
-        **{f"MORPHEO_{name}_BYTES": str(1 << 20) for name in ("CONTEXT", "MODEL", "PREDICTION")},
-    }
-    done = subprocess.run(doctor_command(), env=environment, capture_output=True, text=True, check=False)
-    findings = json.loads(done.stdout)
-    # Other programs may have the ports of this machine; they have a test of their own.
-    findings = [found for found in findings if not found["check"].startswith("node.port")]
-    assert [found for found in findings if found["status"] != "ok"] == []
-    assert len(findings) >= 25
 
 
 # ------------------------------------------------------------------------------------------------ broker
@@ -277,6 +245,24 @@ def test_sqlite_that_is_no_database(tmp_path: Path) -> None:
     assert "not a database" in failed(database_findings(f"sqlite:///{tmp_path}/bad.db"), "database.answers").cause
 
 
+@pytest.mark.parametrize(("age_s", "status"), [(60, Status.OK), (1000, Status.WARN)])
+def test_reports_that_wait_for_an_outside_orchestrator_are_counted(sqlite_url: str, age_s: int, status: Status) -> None:
+    settings = Settings(database_url=sqlite_url, orchestrator_url="http://127.0.0.1:1")
+    assert diagnose(database.checks(settings))["database.reports"].cause == "no report waits for the orchestrator"
+    assert "database.reports" not in database_findings(sqlite_url)
+    spec = make_learn_spec()
+    with closing(Database(sqlite_url)) as opened:
+        with opened.begin() as work:
+            work.jobs.add(spec, algo=None)
+            work.reports.add(Report(job=spec.id, number=1, path="/learndone/x", body={}))
+        with opened.connect() as connection:
+            connection.execute(update(ReportRow).values(created_at=ReportRow.created_at - age_s))
+            connection.commit()
+    found = diagnose(database.checks(settings))["database.reports"]
+    assert found.status is status
+    assert found.cause.startswith(f"1 reports wait for the orchestrator, the oldest for {age_s // 10}")
+
+
 # ------------------------------------------------------------------------------------------------ blobs
 
 
@@ -377,7 +363,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     found = {finding["check"]: finding for finding in json.loads(done.stdout)}["node.disk"]
     assert found["status"] == "fail"
-    assert found["cause"].startswith("1 MiB are free")
+    assert found["cause"].startswith("0 MiB are free")
     assert "make room" in found["fix"]
 
 
@@ -423,5 +409,5 @@ def test_the_default_password(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.status is Status.WARN  # all is on this machine
     assert "MORPHEO_PASSWORD=" in found.fix
     findings = node_findings(database_url="postgresql+psycopg://db.example/morpheo")
-    assert "default password" in failed(findings, "node.passwords").cause
+    assert "everybody knows" in failed(findings, "node.passwords").cause
     assert node_findings(password="another")["node.passwords"].status is Status.OK

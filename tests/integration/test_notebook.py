@@ -23,7 +23,7 @@ from morpheo.models import ArtifactKind
 from tests.support.workbench import ALGO, PROBLEM, Workbench, make_workbench
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "notebook" / "leaderboard.ipynb"
-TEST = (b"a:1", b"b:2", b"c:3", b"d:4", b"e:5", b"f:0")
+TEST = (b"a:1\n", b"b:2\n", b"c:3\n", b"d:4\n", b"e:5\n", b"f:0\n")
 TRAIN = (b"a:1", b"x:9", b"b:2", b"c:3")
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import update
 
 from morpheo.artifacts import Upload
 from morpheo.challenges import Problem
 from morpheo.errors import Conflict, InvalidInput, NotFound
 from morpheo.models import ArtifactKind, Job, JobKind, JobState, LearnSpec, PredictSpec, Scores
 from morpheo.orchestrator import Orchestrator
+from morpheo.storage.tables import JobRow
 from morpheo.testing import FakeContainer
 from tests.support.workbench import ALGO, PROBLEM, Workbench, make_workbench
 
@@ -31,8 +33,8 @@ def orchestrator(bench: Workbench) -> Orchestrator:
 def make_problem(bench: Workbench, **changes: object) -> Problem:
     """Register a problem with two test files and batches of two."""
     test = changes.pop("test_data", None) or (
-        bench.store(ArtifactKind.DATA, b"a:1"),
-        bench.store(ArtifactKind.DATA, b"c:3"),
+        bench.store(ArtifactKind.DATA, b"a:1\n"),
+        bench.store(ArtifactKind.DATA, b"c:3\n"),
     )
     problem = Problem(
         id=uuid4(),
@@ -92,22 +94,49 @@ def test_a_chain_trains_batch_after_batch_from_the_best_model(bench: Workbench) 
 
 def test_test_data_never_trains_and_data_that_comes_later_extends_every_chain(bench: Workbench) -> None:
     problem = make_problem(bench)
-    early, added = add_algo(bench, problem)
-    assert added == 0
+    early, trainings = add_algo(bench, problem)
+    assert trainings == 0
     add_data(bench, problem, b"a:1", b"b:2")
     late, _ = add_algo(bench, problem)
     run_published(bench)
     fresh = bench.store(ArtifactKind.DATA, b"c:3")
     data = [problem.test_data[0], fresh, problem.test_data[1]]
-    registered, added = bench.resources.orchestrator.register_data(data, problem_ids=[problem.id])
-    assert ([item.id for item in registered], added) == (data, 2)
-    assert bench.resources.orchestrator.register_data(data, problem_ids=[problem.id])[1] == 0  # nothing is new
+    added = bench.resources.orchestrator.register_data(data, problem_ids=[problem.id])
+    assert ([item.id for item in added.datasets], added.trainings) == (data, 2)
+    assert added.held_out == {problem.id: problem.test_data}
+    again = bench.resources.orchestrator.register_data(data, problem_ids=[problem.id])
+    assert (again.trainings, again.held_out) == (0, added.held_out)  # nothing is new
     run_published(bench)
     for algo in (early, late):
         jobs = chain(bench, algo)
         assert [(spec(job).rank, job.state) for job in jobs] == [(0, JobState.SUCCEEDED), (1, JobState.SUCCEEDED)]
         assert spec(jobs[1]).train_data == (fresh,)
         assert spec(jobs[1]).model_start == spec(jobs[0]).model_end
+
+
+def test_a_copy_of_a_test_file_never_trains(bench: Workbench, orchestrator: Orchestrator) -> None:
+    problem = make_problem(bench, batch_size=1)
+    before, _ = add_algo(bench, problem)
+    copy, fresh = add_data(bench, problem, b"a:1\n", b"a:1")
+    after, _ = add_algo(bench, problem)
+    for algo in (before, after):
+        assert [spec(job).train_data for job in chain(bench, algo)] == [(fresh,)]
+    # Of another problem, whose test data came later than this data, it is the other way round.
+    other = make_problem(bench, batch_size=1, test_data=(bench.store(ArtifactKind.DATA, b"a:1"),))
+    algo, _ = add_algo(bench, other)
+    added = orchestrator.register_data([fresh, copy], problem_ids=[other.id, problem.id])
+    assert added.held_out == {other.id: (fresh,), problem.id: (copy,)}
+    assert [spec(job).train_data for job in chain(bench, algo)] == [(copy,)]
+
+
+def test_a_copy_of_a_test_file_ends_no_stall(bench: Workbench, orchestrator: Orchestrator) -> None:
+    problem = make_problem(bench)
+    break_algo(bench)
+    algo, _ = add_algo(bench, problem)
+    add_data(bench, problem, b"b:2")
+    run_published(bench)
+    add_data(bench, problem, b"a:1\n")
+    assert orchestrator.submission(algo).stalled
 
 
 def break_algo(bench: Workbench) -> None:
@@ -136,6 +165,31 @@ def test_a_failed_rank_stalls_its_chain_until_it_is_retried(bench: Workbench, or
     run_published(bench)
     assert [job.state for job in chain(bench, algo)] == [JobState.FAILED, JobState.SUCCEEDED, JobState.SUCCEEDED]
     assert not orchestrator.submission(algo).stalled
+
+
+def test_only_a_retry_of_the_rank_that_stalls_a_chain_lets_it_go_on(
+    bench: Workbench, orchestrator: Orchestrator
+) -> None:
+    problem = make_problem(bench, batch_size=1)
+    works = bench.programs["algo"]
+    break_algo(bench)
+    algo, _ = add_algo(bench, problem)
+    for content in (b"a:1", b"b:2", b"c:3"):
+        add_data(bench, problem, content)
+        run_published(bench)
+    first, second, third = chain(bench, algo)
+    assert orchestrator.submission(algo).stalled_by == third.id
+    bench.programs["algo"] = works
+    again = orchestrator.retry(first.id)  # left out when new data came
+    assert again.state is JobState.WAITING
+    assert orchestrator.submission(algo).stalled_by == third.id
+    assert orchestrator.retry(third.id).state is JobState.WAITING
+    assert orchestrator.submission(algo).stalled_by is None
+    assert orchestrator.jobs(JobKind.LEARN, job=again.id)[0].state is JobState.QUEUED  # the lowest rank first
+    run_published(bench)
+    done = [spec(job).rank for job in chain(bench, algo) if job.state is JobState.SUCCEEDED]
+    assert done == [spec(first).rank, spec(third).rank]
+    assert orchestrator.retry(second.id).state is JobState.QUEUED
 
 
 def test_new_data_lets_a_stalled_chain_go_on_from_its_best_model(bench: Workbench, orchestrator: Orchestrator) -> None:
@@ -196,6 +250,23 @@ def test_a_prediction_uses_the_best_model_or_a_named_one(bench: Workbench, orche
     assert [job.state for job in done] == [JobState.SUCCEEDED] * 2
     results = [job.result for job in done]
     assert [bench.read(ArtifactKind.PREDICTION, item) for item in results if item] == [b"3", b"0"]
+
+
+def test_a_prediction_takes_no_model_of_another_problem(bench: Workbench, orchestrator: Orchestrator) -> None:
+    here, there = make_problem(bench), make_problem(bench)
+    algos = []
+    for problem in (here, there):
+        add_data(bench, problem, b"a:1")
+        algos.append(add_algo(bench, problem)[0])
+    run_published(bench)
+    mine, foreign = (spec(chain(bench, algo)[0]).model_end for algo in algos)
+    nobodys = bench.store(ArtifactKind.MODEL, b"m", algo=bench.store(ArtifactKind.ALGO, ALGO, name="a"))
+    data = bench.store(ArtifactKind.DATA, b"a")
+    for model in (foreign, nobodys):
+        with pytest.raises(InvalidInput, match=f"model: {model} is of algo .*, which takes no part in this problem"):
+            orchestrator.order_prediction(data=data, problem_id=here.id, model=model)
+    job = orchestrator.order_prediction(data=data, problem_id=here.id, model=mine)
+    assert (job.algo, job.kind) == (algos[0], JobKind.PREDICT)
 
 
 def test_a_cancelled_rank_that_had_not_its_turn_is_left_out(bench: Workbench) -> None:
@@ -262,6 +333,32 @@ def test_a_worker_that_is_not_ours_reports(bench: Workbench, orchestrator: Orche
     assert outside.end_learn(second.id, None)
     assert chain(bench, algo)[1].state is JobState.FAILED
     assert orchestrator.submission(algo).stalled
+
+
+def test_a_rank_is_done_again_whose_outside_worker_died_after_it_stored_a_model(
+    bench: Workbench, orchestrator: Orchestrator
+) -> None:
+    outside = bench.resources.outside_workers
+    problem = make_problem(bench, batch_size=1)
+    add_data(bench, problem, b"a:1", b"c:3")
+    algo, _ = add_algo(bench, problem)
+    ordered, _ = chain(bench, algo)
+    assert outside.start(JobKind.LEARN, ordered.id, "go-worker")
+    stale = Upload(kind=ArtifactKind.MODEL, id=spec(ordered).model_end, algo=algo)
+    bench.resources.artifacts.upload(stale, io.BytesIO(b"stale"))
+    with bench.database.connect() as connection:
+        connection.execute(update(JobRow).values(lease_expires_at=0.0))
+        connection.commit()
+    assert bench.resources.sweeper.recover_lost() == 1
+    bench.publisher.published.append(ordered.id)
+    run_published(bench)
+    first, second = chain(bench, algo)
+    assert (first.id, first.state, second.state) == (ordered.id, JobState.SUCCEEDED, JobState.SUCCEEDED)
+    assert spec(first).model_end == first.result == spec(second).model_start
+    assert first.result not in (None, stale.id)
+    assert bench.read(ArtifactKind.MODEL, stale.id) == b"stale"
+    assert spec(second).model_end == second.result
+    assert not outside.end_learn(ordered.id, Scores(perf=1.0))  # it was not dead, only late
 
 
 def test_a_job_of_a_worker_that_is_not_ours_is_cancelled_at_once(bench: Workbench, orchestrator: Orchestrator) -> None:

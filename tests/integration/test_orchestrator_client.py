@@ -9,6 +9,7 @@ import pytest
 
 from morpheo.challenges import Problem
 from morpheo.client import Learnuplet, OrchestratorClient, StorageClient
+from morpheo.disclosure import Disclosure, Logs
 from morpheo.errors import ApiError
 from morpheo.models import ArtifactKind, Blame, Cause, JobKind, Scores
 from tests.support.api_server import migrate, serving
@@ -49,7 +50,7 @@ def problem(storage: StorageClient, client: OrchestratorClient) -> Problem:
 
 
 def data(storage: StorageClient, count: int) -> list[UUID]:
-    return [storage.upload(ArtifactKind.DATA, b"x").id for _ in range(count)]
+    return [storage.upload(ArtifactKind.DATA, uuid4().bytes).id for _ in range(count)]
 
 
 def add_algo(storage: StorageClient, client: OrchestratorClient, problem: Problem) -> UUID:
@@ -76,10 +77,11 @@ def test_what_is_registered_is_found(storage: StorageClient, client: Orchestrato
     assert client.submissions(problem.id) == [submission]
     assert submission in client.submissions()
     files = data(storage, 2)
-    datasets, added = client.add_data(files, problems=[problem.id])
-    assert ([item.id for item in datasets], added) == (files, 2)
-    assert datasets[0].problems == (problem.id,)
-    assert set(datasets) <= set(client.datasets())
+    answer = client.add_data([*files, problem.test_data[0]], problems=[problem.id])
+    assert ([item.id for item in answer.datasets], answer.trainings) == ([*files, problem.test_data[0]], 2)
+    assert answer.held_out == {problem.id: (problem.test_data[0],)}
+    assert answer.datasets[0].problems == (problem.id,)
+    assert set(answer.datasets) <= set(client.datasets())
     first, second = client.learnuplets(algo=algo)
     assert client.learnuplets(problem=problem.id) == [first, second]
     assert client.learnuplet(second.uuid) == second
@@ -135,6 +137,16 @@ def test_a_chain_a_failure_a_retry_and_a_prediction(
     assert found[retried].timestamp_done is not None
 
 
+def test_what_goes_out_of_a_problem_is_told_and_changed(client: OrchestratorClient, problem: Problem) -> None:
+    assert client.problem(problem.id).disclosure == Disclosure()
+    changed = client.change_problem(problem.id, logs=Logs.ALL, submissions_per_day=None)
+    assert changed.disclosure == Disclosure(logs=Logs.ALL, submissions_per_day=None)
+    assert client.problem(problem.id) == changed
+    with pytest.raises(ApiError, match="score_digits") as raised:
+        client.change_problem(problem.id, score_digits=99)
+    assert raised.value.status == 400
+
+
 def test_a_model_may_be_named(storage: StorageClient, client: OrchestratorClient, problem: Problem) -> None:
     client.add_data(data(storage, 2), problems=[problem.id])
     algo = add_algo(storage, client, problem)
@@ -162,7 +174,7 @@ def test_errors_tell_status_and_what_is_wrong(
             BAD_REQUEST,
             f"uuid: algo {unknown} not found",
         ),
-        (stranger.problems, UNAUTHORIZED, "401 Unauthorized: user or password is wrong"),
+        (stranger.problems, UNAUTHORIZED, "401 Unauthorized: user, password or token is wrong"),
     ):
         with pytest.raises(ApiError, match=message) as caught:
             act()

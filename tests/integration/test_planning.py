@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +18,13 @@ from typing import TypeVar
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from sqlalchemy import update
 
 from morpheo.artifacts import Upload
+from morpheo.audit import verify
 from morpheo.challenges import OUTSIDE, Problem
 from morpheo.errors import Conflict, InvalidInput, NotFound
 from morpheo.models import (
@@ -61,7 +62,8 @@ class Chain:
 
     problem: Problem
     batches: list[tuple[UUID, ...]] = field(default_factory=list)
-    stalled: bool = False
+    #: The job that ended without a model last, while nothing goes on.
+    stalled_by: UUID | None = None
     #: Score and model of each rank that ended with one.
     done: dict[int, tuple[float, UUID]] = field(default_factory=dict)
 
@@ -94,15 +96,21 @@ class Planning(RuleBasedStateMachine):
         #: The rows before the step.
         self.before: dict[UUID, Job] = {}
         self.released: dict[UUID, LearnSpec] = {}
+        #: How often workers must have been told of a job again, because it was given back.
+        self.given_back: Counter[UUID] = Counter()
 
     def teardown(self) -> None:
+        with self.bench.database.read() as work:
+            assert verify(work.events.all(), work.events.head()).intact
         self.bench.database.close()
         self.folder.cleanup()
 
     @initialize(higher=st.booleans(), parallel=st.integers(1, 3), algo_first=st.booleans())
     def begin(self, higher: bool, parallel: int, algo_first: bool) -> None:
         self.unlabelled = self.bench.store(ArtifactKind.DATA, b"new")
-        self.pool = [self.bench.store(ArtifactKind.DATA, b"x:1") for _ in range(12)]
+        # Each content twice: a file that is uploaded again has another id.
+        contents = {self.bench.store(ArtifactKind.DATA, b"x:%d" % (number % 8)): number % 8 for number in range(16)}
+        self.contents, self.pool = contents, list(contents)
         self.workflow = self.bench.store(ArtifactKind.PROBLEM, PROBLEM, name="p", description="p")
         self.add_problem([0], 1, higher, parallel)
         if algo_first:
@@ -160,15 +168,16 @@ class Planning(RuleBasedStateMachine):
             fresh = [item for item in dict.fromkeys(items) if item not in known]
             known += fresh
             added += sum(self.extend(found, fresh) for found in self.chains.values() if found.problem == problem)
-        registered, count = self.orchestrator.register_data(items, problem_ids=[problem.id for problem in problems])
-        assert ([item.id for item in registered], count) == (list(dict.fromkeys(items)), added)
+        answer = self.orchestrator.register_data(items, problem_ids=[problem.id for problem in problems])
+        assert ([item.id for item in answer.datasets], answer.trainings) == (list(dict.fromkeys(items)), added)
 
     def extend(self, found: Chain, items: Sequence[UUID]) -> int:
-        train = [item for item in items if item not in found.problem.test_data]
+        hidden = {self.contents[item] for item in found.problem.test_data}
+        train = [item for item in items if self.contents[item] not in hidden]
         size = found.problem.batch_size
         new = [tuple(train[start : start + size]) for start in range(0, len(train), size)]
         found.batches += new
-        found.stalled = found.stalled and not new
+        found.stalled_by = None if new else found.stalled_by
         return len(new)
 
     @precondition(lambda self: self.before)
@@ -177,7 +186,7 @@ class Planning(RuleBasedStateMachine):
         job = pick(list(self.before.values()), which)
         outside = job.state is JobState.RUNNING and (job.worker or "").startswith(OUTSIDE)
         if job.state is JobState.QUEUED or outside:
-            self.chains[learn(job).algo].stalled = True
+            self.chains[learn(job).algo].stalled_by = job.id
         after = self.bench.resources.jobs.cancel(job.id)
         if outside or job.state in (JobState.WAITING, JobState.QUEUED):
             assert after.state is JobState.CANCELLED
@@ -195,7 +204,9 @@ class Planning(RuleBasedStateMachine):
             with pytest.raises(Conflict):
                 self.orchestrator.retry(job.id)
             return
-        self.chains[learn(job).algo].stalled = False
+        expected = self.chains[learn(job).algo]
+        if expected.stalled_by is not None and same(self.before[expected.stalled_by], job):
+            expected.stalled_by = None
         again = self.orchestrator.retry(job.id)
         assert again.id not in self.before
         assert same(again, job)
@@ -276,7 +287,7 @@ class Planning(RuleBasedStateMachine):
     def fail(self, which: int) -> None:
         job_id, attempt, valid = self.attempt(which)
         if valid:
-            self.chains[learn(self.before[job_id]).algo].stalled = True
+            self.chains[learn(self.before[job_id]).algo].stalled_by = job_id
         with self.bench.database.begin() as work:
             assert work.jobs.fail(job_id, attempt, BROKEN) == valid
 
@@ -287,7 +298,7 @@ class Planning(RuleBasedStateMachine):
         if not self.before[job_id].cancel_requested:
             return  # its worker does this only if it was asked to
         if valid:
-            self.chains[learn(self.before[job_id]).algo].stalled = True
+            self.chains[learn(self.before[job_id]).algo].stalled_by = job_id
         with self.bench.database.begin() as work:
             assert work.jobs.cancelled(job_id, attempt) == valid
 
@@ -296,11 +307,12 @@ class Planning(RuleBasedStateMachine):
     def requeue(self, which: int, strikes: int) -> None:
         job_id, attempt, valid = self.attempt(which)
         if valid and self.before[job_id].cancel_requested:
-            self.chains[learn(self.before[job_id]).algo].stalled = True
+            self.chains[learn(self.before[job_id]).algo].stalled_by = job_id
         with self.bench.database.begin() as work:
             outcome = AttemptOutcome.RETRIED
             done = work.jobs.requeue(job_id, attempt, outcome=outcome, message="", delay_s=0, strikes=strikes)
             assert done == valid
+        self.given_back[job_id] += valid and not self.before[job_id].cancel_requested
 
     def attempt(self, which: int) -> tuple[UUID, int, bool]:
         """Return an attempt, and whether it still holds its job."""
@@ -313,14 +325,17 @@ class Planning(RuleBasedStateMachine):
     def lose(self, which: set[int], again: bool) -> None:
         running = [job for job in self.active if job.state is JobState.RUNNING]
         lost = {pick(running, item).id for item in which} if running else set()
-        for job_id in lost:
-            job = self.before[job_id]
-            if job.cancel_requested or job.strikes + 1 >= MAX_ATTEMPTS:
-                self.chains[learn(job).algo].stalled = True
+        jobs = [self.before[job_id] for job_id in lost]
+        ended = [job.id for job in jobs if job.cancel_requested or job.strikes + 1 >= MAX_ATTEMPTS]
         with self.bench.database.connect() as connection:
             connection.execute(update(JobRow).where(JobRow.id.in_(lost)).values(lease_expires_at=0.0))
             connection.commit()
         assert self.bench.resources.sweeper.recover_lost() == len(lost)
+        self.given_back.update(lost - set(ended))
+        for algo in {learn(self.before[job_id]).algo for job_id in ended}:
+            stalled_by = self.orchestrator.submission(algo).stalled_by
+            assert stalled_by in ended  # the sweeper takes them in any order
+            self.chains[algo].stalled_by = stalled_by
         self.rows_are_as_expected()
         for job_id in lost if again else ():
             self.claim(list(self.before).index(job_id))
@@ -351,7 +366,7 @@ class Planning(RuleBasedStateMachine):
         if ends and perf is not None:
             expected.done[spec.rank] = perf, spec.model_end
         elif ends:
-            expected.stalled = True
+            expected.stalled_by = job.id
         assert self.outside.end_learn(job.id, scores) == ends
         assert not self.outside.end_learn(job.id, scores)  # a report that comes twice
 
@@ -378,10 +393,18 @@ class Planning(RuleBasedStateMachine):
         jobs = self.jobs()
         for algo, expected in self.chains.items():
             check_chain(expected, [job for job in jobs.values() if learn(job).algo == algo])
-        stalled = {submission.algo: submission.stalled for submission in self.orchestrator.submissions()}
-        assert stalled == {algo: expected.stalled for algo, expected in self.chains.items()}
+        self.no_content_of_a_test_file_trains(jobs.values())
+        stalled_by = {submission.algo: submission.stalled_by for submission in self.orchestrator.submissions()}
+        assert stalled_by == {algo: expected.stalled_by for algo, expected in self.chains.items()}
         self.check_releases(jobs)
         self.before = jobs
+
+    def no_content_of_a_test_file_trains(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            trains, tests = (
+                {self.contents[item] for item in data} for data in (learn(job).train_data, learn(job).test_data)
+            )
+            assert not trains & tests
 
     def check_releases(self, jobs: dict[UUID, Job]) -> None:
         told = Counter(self.bench.publisher.published)
@@ -393,7 +416,8 @@ class Planning(RuleBasedStateMachine):
                 best = self.chains[spec.algo].best()
                 assert spec.model_start == (spec.algo if spec.rank == 0 else best)
                 self.released[job.id] = spec
-            assert told[job.id] == (job.id in self.released), f"{job.state} and told of {told[job.id]} times"
+            expected = (job.id in self.released) + self.given_back[job.id]
+            assert told[job.id] == expected, f"{job.state} and told of {told[job.id]} times, not {expected}"
 
 
 def check_chain(expected: Chain, jobs: list[Job]) -> None:
@@ -413,7 +437,7 @@ def check_chain(expected: Chain, jobs: list[Job]) -> None:
     active = sum(job.state in ACTIVE for job in jobs)
     waiting = sum(job.state is JobState.WAITING for job in jobs)
     assert active <= problem.parallel_ranks
-    if not expected.stalled:
+    if expected.stalled_by is None:
         assert active == problem.parallel_ranks or not waiting, "nothing will ever release what waits"
 
 
@@ -428,10 +452,11 @@ def pick(items: Sequence[T], which: int) -> T:
     return items[which % len(items)]
 
 
-TestPlanning = pytest.mark.timeout(900)(Planning.TestCase)  # a failure is made smaller for minutes
+TestPlanning = pytest.mark.timeout(300)(Planning.TestCase)
 TestPlanning.settings = settings(
     max_examples=50,
     stateful_step_count=30,
     deadline=None,
+    phases=set(Phase) - {Phase.shrink, Phase.explain},  # they take minutes; remove this line to have them
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

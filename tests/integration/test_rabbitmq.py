@@ -1,9 +1,7 @@
-"""RabbitMQ in place of Redis."""
+"""RabbitMQ in place of Redis, with jobs that fail before anything is built."""
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +10,11 @@ from docker import APIClient
 from kombu import Connection
 
 from morpheo.cli.common import EXIT_UNAVAILABLE
-from morpheo.models import AttemptOutcome, JobState
+from morpheo.models import JobState
 from tests.support.services import wait_until
-from tests.support.workers import Site, make_site
+from tests.support.workers import LEARN_ONLY, Site, make_site
 
-pytestmark = [pytest.mark.rabbitmq, pytest.mark.docker]
+pytestmark = [pytest.mark.rabbitmq, pytest.mark.engine]
 
 QUEUES = ("learn", "predict", "learn.gpu", "predict.gpu")
 
@@ -36,7 +34,7 @@ def test_a_job_is_published_to_a_queue_that_nobody_declared_and_done(site: Site)
     assert site.backlog("learn.gpu") == 0
     spec = site.order(tags=("gpu",), published=True)
     assert site.backlog("learn.gpu") == 1
-    site.start("gpu", "--queues", "gpu", "--predict-parallelism", "0", nodes=1)
+    site.start("gpu", "--queues", "gpu", *LEARN_ONLY, nodes=1)
     site.wait_for(spec.id, JobState.FAILED)
     assert site.resources.jobs.get(spec.id).attempt == 1
     wait_until(lambda: site.backlog("learn.gpu") == 0, what="an empty queue")
@@ -64,35 +62,5 @@ def test_a_broker_that_lets_nobody_in_is_an_error_of_one_line(site: Site, change
 
 
 def test_what_no_message_tells_of_is_published_by_the_sweeper(site: Site) -> None:
-    site.start("swept")
+    site.start("swept", *LEARN_ONLY, nodes=1)
     site.wait_for(site.order().id, JobState.FAILED)
-
-
-def test_a_job_whose_worker_is_killed_is_done_by_another(site: Site) -> None:
-    process = site.start("killed", "--queues", "learn", nodes=1)
-    spec = site.order(held=True, published=True)
-    site.wait_for_step(spec.id, "train")
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    site.start("heir")
-    wait_until(lambda: site.resources.jobs.get(spec.id).attempt == 2, timeout_s=60, what="a second attempt")
-    site.wait_for_step(spec.id, "train")
-    site.release(spec, attempt=2)
-    site.wait_for(spec.id, JobState.SUCCEEDED)
-    outcomes = [attempt.outcome for attempt in site.resources.jobs.get(spec.id).attempts]
-    assert outcomes == [AttemptOutcome.LOST, AttemptOutcome.SUCCEEDED]
-
-
-def test_a_drained_worker_acknowledges_what_it_finished_and_leaves_the_rest(site: Site) -> None:
-    site.environment["MORPHEO_SWEEP_S"] = "3600"  # or what is published just now is published twice
-    process = site.start("drained")
-    spec = site.order(held=True, published=True)
-    site.wait_for_step(spec.id, "train")
-    waiting = site.order(published=True)
-    assert site.workers()["learn@drained"]["running"] == [str(spec.id)]
-    site.cli("workers", "drain", "drained")
-    site.release(spec)
-    assert process.wait(60) == 0
-    assert site.state(spec.id) is JobState.SUCCEEDED
-    assert site.state(waiting.id) is JobState.QUEUED
-    assert site.backlog("learn") == 1

@@ -17,7 +17,7 @@ from sqlalchemy import func, select, update
 
 from morpheo.client.http import HttpClient
 from morpheo.models import ArtifactKind, Blame, Cause, Failure, JobSpec
-from morpheo.reports import LONGEST_TROUBLE_S, Reporter
+from morpheo.reports import LONGEST_TROUBLE_S, TROUBLE_IN_A_ROW, Reporter
 from morpheo.storage.reports import Report
 from morpheo.storage.tables import ReportRow
 from tests.support.api import basic
@@ -104,6 +104,13 @@ def let_time_pass(bench: Workbench) -> None:
     """Make all that was put off due."""
     with bench.database.connect() as connection:
         connection.execute(update(ReportRow).values(not_before=0.0))
+        connection.commit()
+
+
+def let_no_time_pass(bench: Workbench) -> None:
+    """Keep what was put off from being due soon, however slow this machine is."""
+    with bench.database.connect() as connection:
+        connection.execute(update(ReportRow).where(ReportRow.tries > 0).values(not_before=ReportRow.not_before + 3600))
         connection.commit()
 
 
@@ -217,7 +224,9 @@ def test_a_refusal_that_may_end_is_tried_again(bench: Workbench, orchestrator: O
     spec = bench.learn_spec()
     run(bench, spec)
     with orchestrator.running():
-        assert not deliver(bench)
+        assert deliver(bench)
+        assert backlog(bench) == 2
+        let_no_time_pass(bench)
         assert deliver(bench)  # it is not due, and what follows it waits for it
         assert orchestrator.paths(spec.id) == [f"/worker/learnuplet/{spec.id}"]
         let_time_pass(bench)
@@ -249,13 +258,44 @@ def test_pauses_grow_up_to_five_minutes(bench: Workbench, orchestrator: Orchestr
     with orchestrator.running():
         for _ in range(12):
             let_time_pass(bench)
-            assert not deliver(bench)
+            assert deliver(bench)
             with bench.database.read() as work:
                 age_s = work.reports.backlog()[1]
             grown.append(delays(bench)[0] - age_s)
     assert 0 < grown[0] <= 1
     assert LONGEST_TROUBLE_S / 2 - 1 <= grown[-1] <= LONGEST_TROUBLE_S
     assert len(orchestrator.told) == 12
+
+
+def test_a_report_that_is_never_taken_holds_up_no_other_job(bench: Workbench, orchestrator: Orchestrator) -> None:
+    specs = [bench.learn_spec() for _ in range(TROUBLE_IN_A_ROW)]
+    for spec in specs:
+        run(bench, spec)
+    bad, *others = specs
+    orchestrator.answer = lambda path, _times: 500 if path.endswith(str(bad.id)) else 200
+    with orchestrator.running():
+        for _ in range(3):
+            assert deliver(bench)
+            let_time_pass(bench)
+    for spec in others:
+        assert orchestrator.paths(spec.id) == [f"/worker/learnuplet/{spec.id}", f"/learndone/{spec.id}"]
+    paths = orchestrator.paths(bad.id)
+    assert len(paths) >= 3  # more if so much time has passed by itself
+    assert set(paths) == {f"/worker/learnuplet/{bad.id}"}
+    assert backlog(bench) == 2
+
+
+def test_an_orchestrator_that_takes_nothing_is_not_sent_everything(
+    bench: Workbench, orchestrator: Orchestrator
+) -> None:
+    for _ in range(TROUBLE_IN_A_ROW + 1):
+        run(bench, bench.learn_spec())
+    orchestrator.answer = lambda _path, _times: 503
+    with orchestrator.running():
+        assert not deliver(bench)
+        assert len(orchestrator.told) == TROUBLE_IN_A_ROW
+        assert deliver(bench)  # the one that is left
+    assert len(orchestrator.told) == TROUBLE_IN_A_ROW + 1
 
 
 @pytest.mark.database

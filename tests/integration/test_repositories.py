@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import pytest
+from alembic import command
 from sqlalchemy import text
 
+from morpheo.challenges import Problem
 from morpheo.errors import Conflict, DatabaseUnavailable, NotFound
 from morpheo.models import (
     CANCELLED,
@@ -30,9 +32,10 @@ from morpheo.models import (
     StepName,
     StepRecord,
 )
+from morpheo.queues import in_lane
 from morpheo.storage import migrate
 from morpheo.storage.database import Database
-from morpheo.storage.jobs import JobFilter
+from morpheo.storage.job_filter import JobFilter
 from morpheo.testing import make_learn_spec, make_predict_spec
 
 FAILURE = Failure(cause=Cause.EXIT_CODE, blame=Blame.SUBMITTER, step=StepName.TRAIN, message="train ended with 1")
@@ -69,6 +72,34 @@ def get(database: Database, job_id: UUID) -> Job:
         return work.jobs.get(job_id)
 
 
+@pytest.mark.parametrize("planned", [False, True])
+@pytest.mark.parametrize("owner", ["anna", ""])
+def test_only_machines_of_its_submitter_take_a_job_that_is_kept_apart(
+    database: Database, owner: str, planned: bool
+) -> None:
+    database.attach(apart=True)
+    algo = make_artifact(owner=owner)
+    spec = make_learn_spec(algo=algo.id, tags=("gpu",))
+    with database.begin() as work:
+        work.artifacts.add(algo)
+        if planned:
+            work.jobs.add_ranks([spec], owners={algo.id: owner})
+            work.jobs.release(work.chains.next_waiting(algo.id, limit=1)[0])
+        else:
+            work.jobs.add(spec, algo=None)
+        told = work.jobs.queued[0]
+    assert told == in_lane(spec, owner) == get(database, spec.id).spec
+
+    def take(submitter: str) -> Job | None:
+        with database.begin() as work:
+            return work.jobs.claim(spec.id, worker="w", lease_s=LEASE_S, max_attempts=3, node="n", submitter=submitter)
+
+    assert [take(other) for other in ("bob", "ann", "anna.", "" if owner else "anna")] == [None] * 4
+    taken = take(owner)
+    assert taken is not None
+    assert taken.attempt == 1
+
+
 def test_the_migrations_make_the_tables_of_the_code(database: Database) -> None:
     migrate.compare(database)
 
@@ -76,6 +107,31 @@ def test_the_migrations_make_the_tables_of_the_code(database: Database) -> None:
 def test_migrating_again_changes_nothing(database: Database) -> None:
     before, after = migrate.upgrade(database)
     assert before == after
+
+
+def test_what_was_stalled_before_0005_is_stalled_by_its_last_dead_rank(database: Database) -> None:
+    problem = Problem(
+        id=uuid4(), workflow=uuid4(), test_data=(uuid4(),), batch_size=1, created_at=datetime.fromtimestamp(0, UTC)
+    )
+    stalled, runs = uuid4(), uuid4()
+    ranks = [make_learn_spec(problem=problem.id, algo=algo, rank=rank) for algo in (stalled, runs) for rank in range(3)]
+    with database.begin() as work:
+        work.challenges.add_problem(problem)
+        for algo in (stalled, runs):
+            work.challenges.add_submission(algo, problem.id, "a")
+        for spec in ranks:
+            work.jobs.add(spec, algo=None, planned=True)
+    for spec in ranks:
+        with database.begin() as work:  # each at its own time
+            work.jobs.request_cancel(spec.id)
+    with database.begin() as work:
+        work.jobs.add(replace(ranks[2], id=uuid4()), algo=None, planned=True)  # it was retried
+        work.challenges.set_stalled(stalled, uuid4())
+    migrate._run(database, lambda config: command.downgrade(config, "0004"))
+    migrate.upgrade(database)
+    with database.read() as work:
+        assert work.challenges.submission(stalled).stalled_by == ranks[1].id
+        assert work.challenges.submission(runs).stalled_by is None
 
 
 def test_an_artifact_comes_back_as_it_was(database: Database) -> None:
@@ -437,9 +493,7 @@ def test_expired_jobs_are_found(database: Database) -> None:
     claim(database, lost.id, lease_s=-1)
     claim(database, live.id)
     with database.begin() as work:
-        found = work.jobs.expired()
-    assert found is not None
-    assert found.id == lost.id
+        assert work.recovery.expired(lease_s=LEASE_S) == lost.id
 
 
 def test_a_database_without_tables_says_what_to_do(tmp_path_factory: pytest.TempPathFactory) -> None:

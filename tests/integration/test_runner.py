@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -27,6 +28,7 @@ from morpheo.models import (
     StepName,
 )
 from morpheo.runtime.contract import BuildSpec, ContainerSpec, Engines, Image, Interrupt, Owner, StepResult
+from morpheo.runtime.log import BoundedLog
 from morpheo.storage.database import Database
 from morpheo.storage.jobs import JobRepository
 from morpheo.testing import FakeContainer, FakeRuntime, make_archive
@@ -311,6 +313,21 @@ def test_a_container_that_hangs_is_stopped(sqlite_url: str, tmp_path: Path) -> N
     assert "longer than 0.2 s" in job.failure.message
 
 
+def test_a_job_may_ask_for_less_time_than_it_is_allowed(sqlite_url: str, tmp_path: Path) -> None:
+    bench = make_workbench(sqlite_url, tmp_path / "node", learn_timeout_s=5)
+    limits: list[float] = []
+    run_container = bench.runtime.run
+
+    def record(spec: ContainerSpec, *, interrupt: Interrupt, log: BoundedLog) -> StepResult:
+        limits.append(spec.timeout_s)
+        return run_container(spec, interrupt=interrupt, log=log)
+
+    vars(bench.runtime)["run"] = record
+    for asked in (None, 3, 50):
+        assert run(bench, bench.learn_spec(time_limit_s=asked)).state is JobState.SUCCEEDED
+    assert limits == [5, 5, 5, 3, 3, 3, 5, 5, 5]
+
+
 def test_a_blob_that_changed_ends_the_job(bench: Workbench) -> None:
     spec = bench.learn_spec(train_data=(bench.store(ArtifactKind.DATA, b"only:here"),))
     artifact = bench.resources.artifacts.get(ArtifactKind.DATA, spec.train_data[0])
@@ -456,7 +473,9 @@ def test_a_retry_that_works_ends_well(bench: Workbench) -> None:
     assert bench.resources.artifacts.get(ArtifactKind.MODEL, spec.model_end).blob_key.split("/")[2].startswith("2-")
 
 
-def test_a_full_disk_is_named(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named(sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = make_workbench(sqlite_url, tmp_path / "node", outage_s=0)
+
     def full(*_args: object, **_kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -601,9 +620,9 @@ def test_only_the_algo_of_a_job_that_asks_gets_gpus(
     specs: list[ContainerSpec] = []
     run_container = bench.runtime.run
 
-    def recording(spec: ContainerSpec, *, interrupt: Interrupt) -> StepResult:
+    def recording(spec: ContainerSpec, **kwargs: Any) -> StepResult:
         specs.append(spec)
-        return run_container(spec, interrupt=interrupt)
+        return run_container(spec, **kwargs)
 
     monkeypatch.setattr(bench.runtime, "run", recording)
     learned = bench.learn_spec(tags=tags)
@@ -703,7 +722,11 @@ def test_the_sweeper_leaves_live_jobs_alone_and_cleans_the_rest(bench: Workbench
         work.jobs.claim(live.id, worker="alive", lease_s=30, max_attempts=3)
     for name in (f"{live.id}-1", f"{live.id}-0", f"{other}-1", "notes"):
         (bench.work_dir / name / "deep").mkdir(parents=True)
+    half = bench.resources.settings.data_dir / "cache" / "blobs" / "sha256" / f"fetch-{'0' * 64}"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half of it")
     assert bench.resources.sweeper.clean_node() == 2
+    assert not half.exists()
     assert sorted(path.name for path in bench.work_dir.iterdir()) == sorted([f"{live.id}-1", "notes"])
 
 
@@ -754,7 +777,7 @@ def test_problems_and_algos_have_engines_of_their_own(bench: Workbench) -> None:
     assert steps == [["problem", "detarget", "perf"], ["algo", "train"]]
 
 
-@pytest.mark.parametrize("image", list(Image))
+@pytest.mark.parametrize("image", [Image.PROBLEM, Image.ALGO])
 def test_the_sweeper_cleans_both_engines(bench: Workbench, image: Image) -> None:
     started = threading.Event()
 

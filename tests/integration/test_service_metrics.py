@@ -155,7 +155,6 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_api_shows_the_jobs_to_anybody_and_nothing_else_of_them(data_dir: Path, api: str) -> None:
     with serving(api, data_dir) as server:
         answer = requests.get(f"{server.url}/metrics", timeout=20)
-        assert "/metrics" not in requests.get(f"{server.url}/openapi.json", timeout=20).json()["paths"]
         assert requests.head(f"{server.url}/metrics", timeout=20).status_code == 200
         assert requests.post(f"{server.url}/metrics", auth=("u", "p"), timeout=20).status_code == 405
     seen = parse(answer.text)

@@ -54,7 +54,7 @@ class Stacks:
 
     def order(self, route: str, document: dict[str, object]) -> UUID:
         """Order what a document of the orchestrator says, as that of 2017 did."""
-        answer = self.compute.post(route, json=document)
+        answer = self.compute.post(route, json=document, auth=("u", "p"))
         assert answer.status_code == 202, answer.text
         return UUID(str(document["uuid"]))
 
@@ -89,7 +89,7 @@ def stacks(sqlite_template: bytes, tmp_path: Path) -> Iterator[Stacks]:
 
 
 def test_the_reports_of_one_stack_let_the_chain_of_another_go_on(stacks: Stacks) -> None:
-    test = stacks.store(ArtifactKind.DATA, b"c:3")
+    test = stacks.store(ArtifactKind.DATA, b"c:3\n")
     problem = stacks.client.add_problem(
         uuid4(),
         workflow=stacks.store(ArtifactKind.PROBLEM, PROBLEM, name="p", description="p"),
@@ -130,7 +130,7 @@ def test_a_job_that_fails_in_one_stack_stalls_the_chain_of_another(stacks: Stack
     problem = stacks.client.add_problem(
         uuid4(),
         workflow=stacks.store(ArtifactKind.PROBLEM, PROBLEM, name="p", description="p"),
-        test_data=[stacks.store(ArtifactKind.DATA, b"c:3")],
+        test_data=[stacks.store(ArtifactKind.DATA, b"c:3\n")],
         batch_size=1,
     )
     data = [stacks.store(ArtifactKind.DATA, content) for content in (b"a:1", b"c:3")]

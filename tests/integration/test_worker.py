@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,14 +15,15 @@ from celery import Celery
 from docker import APIClient
 
 from morpheo.config import Settings
-from morpheo.models import ArtifactKind, Cause, JobState
+from morpheo.models import ArtifactKind, Cause, JobState, LearnSpec
 from morpheo.resources import Resources
 from morpheo.storage import migrate
 from morpheo.testing import RecordingPublisher
+from tests.support.api_server import environment
 from tests.support.services import child, wait_until
 from tests.support.workbench import Workbench, make_workbench
 
-pytestmark = [pytest.mark.redis, pytest.mark.docker]
+pytestmark = [pytest.mark.redis, pytest.mark.engine]
 
 
 @dataclass
@@ -45,26 +46,20 @@ class RealWorker:
         return self.broker.llen("learn") == 0 and self.broker.hlen("unacked") == 0
 
 
-@pytest.fixture
-def worker(redis_url: str, tmp_path: Path, engine: APIClient) -> Iterator[RealWorker]:
-    data_dir = tmp_path / "data"
-    environment = {
-        **os.environ,
-        "MORPHEO_DATA_DIR": str(data_dir),
-        "MORPHEO_BROKER_URL": redis_url,
-        "MORPHEO_SWEEP_S": "0.3",
-        "MORPHEO_STOP_GRACE_S": "1",
-        "REMAP_SIGTERM": "SIGQUIT",
-    }
-    resources = Resources(Settings(data_dir=data_dir), RecordingPublisher())
+@pytest.fixture(scope="module")
+def worker(redis_url: str, tmp_path_factory: pytest.TempPathFactory, engine: APIClient) -> Iterator[RealWorker]:
+    folder = tmp_path_factory.mktemp("worker")
+    settings = {"broker_url": redis_url, "sweep_s": "0.3", "stop_grace_s": "1"}
+    variables = {**environment(folder / "data", **settings), "REMAP_SIGTERM": "SIGQUIT"}
+    resources = Resources(Settings(data_dir=folder / "data"), RecordingPublisher())
     migrate.upgrade(resources.database)
-    elsewhere = tmp_path / "elsewhere"
+    elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
     broker = redis.Redis.from_url(redis_url)
     broker.flushall()
-    log = tmp_path / "worker.log"
+    log = folder / "worker.log"
     command = [sys.executable, "-m", "celery", "-A", "morpheo", "worker", "--hostname", f"{uuid4().hex[:8]}@%h"]
-    with child(command, log, cwd=elsewhere, env=environment) as process:
+    with child(command, log, cwd=elsewhere, env=variables) as process:
         wait_until(lambda: " ready." in log.read_text() or process.poll() is not None, what="the worker")
         assert process.poll() is None, log.read_text()
         yield RealWorker(resources, broker, redis_url, log)
@@ -80,10 +75,16 @@ def on_worker(worker: RealWorker) -> Workbench:
     return bench
 
 
+def order_without_archive(bench: Workbench) -> LearnSpec:
+    """Order a job that fails before anything is built."""
+    spec = bench.learn_spec(workflow=bench.store(ArtifactKind.PROBLEM, b"no archive", name="p", description="p"))
+    bench.resources.jobs.submit(spec)
+    return spec
+
+
 def test_a_published_job_is_done_and_its_message_acknowledged(worker: RealWorker) -> None:
     bench = on_worker(worker)
-    spec = bench.learn_spec(algo=bench.store(ArtifactKind.ALGO, b"no archive", name="x"))
-    bench.resources.jobs.submit(spec)
+    spec = order_without_archive(bench)
     worker.publish(str(spec.id))
     wait_until(lambda: worker.resources.jobs.get(spec.id).state.is_final, what="the job's end")
     failure = worker.resources.jobs.get(spec.id).failure
@@ -95,8 +96,7 @@ def test_a_published_job_is_done_and_its_message_acknowledged(worker: RealWorker
 def test_a_job_nobody_published_is_published_by_the_sweeper(worker: RealWorker) -> None:
     bench = on_worker(worker)
     bench.publisher.down = True
-    spec = bench.learn_spec(algo=bench.store(ArtifactKind.ALGO, b"no archive", name="x"))
-    bench.resources.jobs.submit(spec)
+    spec = order_without_archive(bench)
     wait_until(lambda: worker.resources.jobs.get(spec.id).state is JobState.FAILED, what="the job's end")
     wait_until(worker.drained, what="an empty queue")
 
@@ -106,13 +106,36 @@ def test_garbage_in_the_queue_harms_nobody(worker: RealWorker) -> None:
     worker.publish(str(uuid4()))
     worker.publish(str(uuid4()), task="morpheo.unknown")
     worker.publish()
+    nested = b"[" * 100_000
+    for raw in (b"\x80\x04\xff", b"broken {", b"5", b"null", b"[]", b"{}", b'{"properties": {}}', b"", nested):
+        worker.broker.lpush("learn", raw)
+    worker.broker.lpush("learn", unreadable_message())
+    test_a_published_job_is_done_and_its_message_acknowledged(worker)
+
+
+def unreadable_message() -> str:
+    """Return a message of the task that has its parts, and a body that Celery cannot read."""
+    tag, where = str(uuid4()), {"exchange": "", "routing_key": "learn"}
+    properties = {"body_encoding": "base64", "delivery_tag": tag, "delivery_info": where, "delivery_mode": 2}
+    headers = {"task": "morpheo.run_job", "id": tag, "lang": "py"}
+    types = {"content-type": "application/json", "content-encoding": "utf-8"}
+    return json.dumps({"body": "!", "headers": headers, "properties": properties, **types})
+
+
+def test_a_redis_that_takes_no_writes_for_a_while_ends_no_worker(worker: RealWorker) -> None:
+    def waits() -> bool:
+        return bool(worker.broker.info("clients")["blocked_clients"])
+
+    wait_until(waits, what="a worker that waits for messages")
+    worker.broker.replicaof("127.0.0.1", 1)  # as in a failover; what waits is told so
+    wait_until(lambda: not waits(), what="a worker that was told")
+    worker.broker.replicaof("NO", "ONE")
     test_a_published_job_is_done_and_its_message_acknowledged(worker)
 
 
 def test_the_same_message_many_times_is_one_attempt(worker: RealWorker) -> None:
     bench = on_worker(worker)
-    spec = bench.learn_spec(algo=bench.store(ArtifactKind.ALGO, b"no archive", name="x"))
-    bench.resources.jobs.submit(spec)
+    spec = order_without_archive(bench)
     for _ in range(10):
         worker.publish(str(spec.id))
     wait_until(worker.drained, what="an empty queue")

@@ -11,10 +11,11 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from flask import Flask
+from flask import Flask, g
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
+from morpheo.access import Principal
 from morpheo.config import Settings
 from morpheo.errors import DatabaseUnavailable
 from morpheo.models import Artifact, ArtifactKind, JobSpec, LearnSpec, PredictSpec
@@ -34,7 +35,16 @@ class DownDatabase(Database):
         raise DatabaseUnavailable("the database does not answer; try again")
         yield
 
-    read = begin
+    @contextmanager
+    def read(self, *, one_moment: bool = False) -> Iterator[UnitOfWork]:
+        with self.begin() as work:
+            yield work
+
+
+def calling(app: Flask, principal: Principal) -> Flask:
+    """Let all further requests of an application be somebody's, whatever password they send; return the application."""
+    app.before_request_funcs.setdefault(None, []).append(lambda: setattr(g, "caller", principal))
+    return app
 
 
 class Service:
@@ -54,7 +64,7 @@ class Service:
 
     def replace(self, **parts: object) -> None:
         """Put something else in the place of a resource."""
-        for name in ("artifacts", "jobs", "orchestrator", "outside_workers"):
+        for name in ("logins", "artifacts", "downloads", "jobs", "orchestrator", "outside_workers"):
             vars(self.resources).pop(name, None)
         vars(self.resources).update(parts)
 
@@ -109,7 +119,9 @@ def _default_settings() -> Settings:
 
 
 def _artifact(kind: ArtifactKind, artifact_id: UUID, **values: Any) -> Artifact:
-    defaults: dict[str, Any] = {"size_bytes": 1, "sha256": "0" * 64, "blob_key": f"{kind}/{artifact_id}/x"}
+    # No two have the same content, which is how test data is known.
+    digest = f"{artifact_id.int:064x}"
+    defaults: dict[str, Any] = {"size_bytes": 1, "sha256": digest, "blob_key": f"{kind}/{artifact_id}/x"}
     return Artifact(kind=kind, id=artifact_id, created_at=datetime.now(UTC), **{**defaults, **values})
 
 

@@ -15,6 +15,9 @@ from pathlib import Path
 import requests
 
 from morpheo.client import StorageClient
+from morpheo.config import Settings
+from morpheo.storage.database import Database
+from morpheo.storage.migrate import upgrade
 from tests.support.services import child, free_port, wait_until
 
 
@@ -53,6 +56,8 @@ def environment(data_dir: Path, **settings: str) -> dict[str, str]:
     return {
         **kept,
         "MORPHEO_DATA_DIR": str(data_dir),
+        "MORPHEO_USER": "u",
+        "MORPHEO_PASSWORD": "p",
         **{f"MORPHEO_{name.upper()}": text for name, text in settings.items()},
     }
 
@@ -64,7 +69,9 @@ def morpheo(*arguments: str) -> list[str]:
 
 def migrate(data_dir: Path) -> None:
     """Make the tables."""
-    subprocess.run(morpheo("migrate"), env=environment(data_dir), check=True, capture_output=True)
+    database = Database(Settings(data_dir=data_dir).database)
+    upgrade(database)
+    database.close()
 
 
 @contextmanager
@@ -90,6 +97,11 @@ def head(path: str, *headers: str, method: str = "POST", password: str = "dTpw")
     """Return the head of a request."""
     lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Authorization: Basic {password}", *headers]
     return "\r\n".join([*lines, "", ""]).encode()
+
+
+def chunk(content: bytes) -> bytes:
+    """Return one chunk of a chunked body."""
+    return f"{len(content):x}\r\n".encode() + content + b"\r\n"
 
 
 def receive(peer: socket.socket) -> tuple[int, bytes]:

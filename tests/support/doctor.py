@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from morpheo.doctor.findings import Check, Finding, Status, examine
 
+#: Options of a Redis server with the password ``secret`` in which the doctor finds nothing wrong.
+GOOD_REDIS = ("--requirepass", "secret", "--appendonly", "yes", "--maxmemory-policy", "noeviction")
+
 
 def diagnose(checks: Sequence[Check]) -> dict[str, Finding]:
     """Run checks; gives each one's finding."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
-from morpheo.challenges import Dataset, Problem, Submission
+from morpheo.challenges import AddedData, Dataset, Problem, Submission
 from morpheo.client import Leaderboard, Learnuplet, Preduplet, StoredArtifact
 from morpheo.client.storage import Progress
 from morpheo.errors import ApiError, ApiUnavailable
@@ -133,6 +133,8 @@ class FakeOrchestrator:
     looks: list[list[Learnuplet] | Exception] = field(default_factory=lambda: [[]])
     predictions: list[Preduplet] = field(default_factory=list)
     trainings: int = 0
+    #: Data that is test data of every problem.
+    held_out: list[UUID] = field(default_factory=list)
     #: Raised by whatever registers something.
     refusal: Exception | None = None
     #: What `leaderboard` answers.
@@ -146,6 +148,12 @@ class FakeOrchestrator:
         self.known_problems.append(make_problem(id=problem_id, **values))
         return self.known_problems[-1]
 
+    def change_problem(self, problem_id: UUID, **changes: Any) -> Problem:
+        (known,) = [item for item in self.known_problems if item.id == problem_id]
+        changed = replace(known, disclosure=replace(known.disclosure, **changes))
+        self.known_problems[self.known_problems.index(known)] = changed
+        return changed
+
     def add_algo(self, algo: UUID, *, name: str, problem: UUID) -> tuple[Submission, int]:
         self._register("algo", name)
         self.known_submissions.append(Submission(algo=algo, problem=problem, name=name, created_at=NOW))
@@ -155,10 +163,12 @@ class FakeOrchestrator:
                 look[:] = [replace(item, algo=algo) for item in look]
         return made, self.trainings
 
-    def add_data(self, data: Sequence[UUID], *, problems: Sequence[UUID]) -> tuple[list[Dataset], int]:
+    def add_data(self, data: Sequence[UUID], *, problems: Sequence[UUID]) -> AddedData:
         self._register("data", (list(data), list(problems)))
         self.data += [Dataset(id=item, problems=tuple(problems), created_at=NOW) for item in data]
-        return self.data[-len(data) :], self.trainings
+        left_out = tuple(item for item in data if item in self.held_out)
+        held_out = {item: left_out for item in problems if left_out}
+        return AddedData(datasets=tuple(self.data[-len(data) :]), trainings=self.trainings, held_out=held_out)
 
     def predict(self, data: UUID, *, problem: UUID, model: UUID | None = None) -> Preduplet:
         self._register("prediction", (data, problem, model))
@@ -188,6 +198,9 @@ class FakeOrchestrator:
         if isinstance(now, Exception):
             raise now
         return [item for item in now if problem in (None, item.problem) and algo in (None, item.algo)]
+
+    def learnuplet(self, job_id: UUID) -> Learnuplet:
+        return _one(self.learnuplets(), lambda item: item.uuid == job_id, f"learnuplet {job_id}")
 
     def preduplet(self, _: UUID) -> Preduplet:
         return self.predictions.pop(0) if len(self.predictions) > 1 else self.predictions[0]

@@ -9,7 +9,7 @@ from morpheo.client import StorageClient
 from morpheo.models import ArtifactKind, LearnSpec
 from morpheo.testing import make_archive
 
-#: Data is ``x:target``; a prediction is a target; the score is the share of right ones.
+#: Data is ``x:target``, maybe with an end of line; a prediction is a target; the score is the share of right ones.
 PROBLEM = """
 import argparse, json, os
 parser = argparse.ArgumentParser()
@@ -21,7 +21,7 @@ def read(*path):
     with open(os.path.join(*path)) as file:
         return file.read()
 def scores(truth, pred):
-    return {name: float(read(truth, name).partition(":")[2] == read(pred, name)) for name in files(truth)}
+    return {name: float(read(truth, name).partition(":")[2].rstrip() == read(pred, name)) for name in files(truth)}
 if args.T == "detarget":
     for name in files(args.i + "/test"):
         with open(args.s + "/test/" + name, "w") as file:

@@ -82,11 +82,11 @@ def make_network(*hosts: str) -> Iterator[Network]:
     """Give a network of hosts; nothing is left of it at the end."""
     prefix = f"morpheo-{uuid.uuid4().hex[:8]}"
     with ExitStack() as stack:
-        hub = stack.enter_context(_namespace(f"{prefix}-hub"))
+        hub = stack.enter_context(make_namespace(f"{prefix}-hub"))
         _ip("-n", hub.name, "link", "add", "hub", "type", "bridge")
         _ip("-n", hub.name, "address", "add", f"{HUB}/24", "dev", "hub")
         _ip("-n", hub.name, "link", "set", "hub", "up")
-        network = Network(hub, {name: stack.enter_context(_namespace(f"{prefix}-{name}")) for name in hosts})
+        network = Network(hub, {name: stack.enter_context(make_namespace(f"{prefix}-{name}")) for name in hosts})
         for number, (name, host) in enumerate(network.hosts.items()):
             _ip("-n", hub.name, "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", host.name)
             _ip("-n", hub.name, "link", "set", name, "master", "hub", "up")
@@ -96,7 +96,8 @@ def make_network(*hosts: str) -> Iterator[Network]:
 
 
 @contextlib.contextmanager
-def _namespace(name: str) -> Iterator[Namespace]:
+def make_namespace(name: str) -> Iterator[Namespace]:
+    """Give a namespace in which only loopback is; nothing is left of it at the end."""
     _ip("netns", "add", name)
     try:
         _ip("-n", name, "link", "set", "lo", "up")

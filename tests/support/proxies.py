@@ -64,14 +64,6 @@ def engine_proxy(path: Path, url: str, change: Callable[[dict[str, Any]], None])
         change: Changes the body of each request that creates a container.
     """
 
-    def connect() -> socket.socket:
-        parts = urlsplit(url)
-        if parts.scheme != "unix":
-            return socket.create_connection((parts.hostname or "", parts.port or 2375))
-        peer = socket.socket(socket.AF_UNIX)
-        peer.connect(parts.path)
-        return peer
-
     def change_request(head: bytes, body: bytes) -> bytes:
         if b"/containers/create" in head.partition(b"\r\n")[0]:
             document = json.loads(body)
@@ -81,9 +73,93 @@ def engine_proxy(path: Path, url: str, change: Callable[[dict[str, Any]], None])
         return _closing(head) + body
 
     with _serving(
-        socketserver.ThreadingUnixStreamServer(str(path), _Handler), connect, change_request, lambda head: head
+        socketserver.ThreadingUnixStreamServer(str(path), _Handler),
+        lambda: _connect(url),
+        change_request,
+        lambda head: head,
     ):
         yield f"unix://{path}"
+
+
+def _connect(url: str) -> socket.socket:
+    parts = urlsplit(url)
+    if parts.scheme != "unix":
+        return socket.create_connection((parts.hostname or "", parts.port or 2375))
+    peer = socket.socket(socket.AF_UNIX)
+    peer.connect(parts.path)
+    return peer
+
+
+class Outage:
+    """A proxy in front of a container engine that can be as if it were stopped, or hung."""
+
+    def __init__(self, path: Path, url: str) -> None:
+        self.url = f"unix://{path}"
+        self._upstream = url
+        self._is_there = threading.Event()
+        self._is_there.set()
+        self._hangs = False
+        self._open: set[socket.socket] = set()
+
+    @contextmanager
+    def out(self, *, hangs: bool = False) -> Iterator[None]:
+        """Break all connections and take no others for the time of the block; or let nothing through any more."""
+        self._hangs = hangs
+        self._is_there.clear()
+        if not hangs:
+            self._break()
+        try:
+            yield
+        finally:
+            self._break()  # nothing that was sent before the end comes through after it
+            self._is_there.set()
+
+    def serve(self, client: socket.socket) -> None:
+        """Pass one connection through."""
+        if not self._is_there.is_set() and not self._hangs:
+            return
+        self._is_there.wait()
+        with suppress(OSError), _connect(self._upstream) as upstream:
+            self._open |= {client, upstream}
+            thread = threading.Thread(target=self._pump, args=(client, upstream), daemon=True)
+            thread.start()
+            self._pump(upstream, client)
+            thread.join(5)
+            self._open -= {client, upstream}
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while piece := source.recv(65536):
+                self._is_there.wait()
+                target.sendall(piece)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def _break(self) -> None:
+        for peer in list(self._open):
+            with suppress(OSError):
+                peer.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def engine_outage(folder: Path, url: str) -> Iterator[Outage]:
+    """Listen on a Unix socket in front of a container engine, which can then be out."""
+    outage = Outage(folder / "engine.sock", url)
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            outage.serve(self.request)
+
+    server = socketserver.ThreadingUnixStreamServer(str(folder / "engine.sock"), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield outage
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import psycopg
 import requests
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float = 30, what: str = "the condition") -> None:
+def wait_until(condition: Callable[[], bool], *, timeout_s: float = 60, what: str = "the condition") -> None:
     """Poll until a condition holds, or fail the test."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -57,11 +57,19 @@ def answers(url: str) -> bool:
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on; its neighbour 10,000 above is free too (SeaweedFS takes it for gRPC)."""
+    """
+    Return a port that nothing listens on; its neighbour 10,000 above is free too (SeaweedFS takes it for gRPC).
+
+    Processes of a run with pytest-xdist share no ports: between this and the server's start another could take it.
+    """
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    index = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))
             port = int(first.getsockname()[1])
+            if port // 2 % count != index % count:  # the system prefers odd ones
+                continue
             try:
                 second.bind(("127.0.0.1", port + 10_000))
             except (OSError, OverflowError):
@@ -184,7 +192,8 @@ def postgres_server(folder: Path, binaries: Path, *, host: str = "") -> Iterator
     }
     command = [str(binaries / "postgres"), "-D", str(data)]
     command += [argument for name, value in options.items() for argument in ("-c", f"{name}={value}")]
-    with child(command, folder / "log", cwd=folder, **as_user):
+    # Told to terminate, it would wait for its clients to leave.
+    with child(command, folder / "log", cwd=folder, stop_signal=signal.SIGINT, **as_user):
 
         def answers() -> bool:
             try:

@@ -29,7 +29,7 @@ def flag(container: FakeContainer, name: str) -> str:
 
 
 def problem(container: FakeContainer) -> int:
-    """Data is ``x:target``; predictions are targets; the score is the share of right ones."""
+    """Data is ``x:target``, maybe with an end of line; predictions are targets; the score is the share of right."""
     hidden, submission = flag(container, "-i"), flag(container, "-s")
     truth = {path.name: path for path in container.path(f"{hidden}/test").iterdir() if path.is_file()}
     if flag(container, "-T") == "detarget":
@@ -49,7 +49,7 @@ def problem(container: FakeContainer) -> int:
 
 def score(truth: Path, prediction: Path) -> float:
     """Return 1 if a prediction is the truth's target."""
-    return float(truth.read_bytes().partition(b":")[2] == prediction.read_bytes())
+    return float(truth.read_bytes().partition(b":")[2].rstrip() == prediction.read_bytes())
 
 
 def algo(container: FakeContainer) -> int:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from celery import Celery
+
 from morpheo.config import PREFIX, Settings
 from morpheo.models import ArtifactKind, JobState, LearnSpec
 from morpheo.resources import Resources
@@ -24,8 +26,12 @@ from tests.support.jobs import ALGO, PROBLEM, image_archive
 from tests.support.services import child, wait_until
 from tests.support.workbench import Workbench, make_workbench
 
+#: Options of a worker with one node: each node, and each of its pool processes, imports everything anew.
+LEARN_ONLY = ("--predict-parallelism", "0")
 #: Waits for a folder that only its node can make.
-HELD = "import os, time\nwhile not os.path.isdir('/data/train/go'): time.sleep(0.05)\n" + ALGO
+HELD = (
+    "import os, time\nprint('waits', flush=True)\nwhile not os.path.isdir('/data/train/go'): time.sleep(0.05)\n" + ALGO
+)
 
 _SUBMIT = """
 import json
@@ -80,15 +86,25 @@ class Site:
         """Return what `morpheo workers list` shows, by node."""
         return {node["name"]: node for node in json.loads(self.cli("workers", "list", "--json"))}
 
-    def order(self, *, held: bool = False, published: bool = False, **changes: Any) -> LearnSpec:
-        """
-        Order a learn job: one whose container waits for `release`, or one that fails as soon as it runs.
+    def answering(self) -> set[str]:
+        """Return the names of the nodes that answer within a second, without a process of its own as `workers` has."""
+        app = Celery("observer", broker=self.environment["MORPHEO_BROKER_URL"])
+        with app.connection_for_write() as connection:
+            answers = app.control.ping(timeout=1, connection=connection) or []
+        return {name for answer in answers for name in answer}
 
-        Published, as an API does it, or not, so that a worker's sweeper has to.
+    def order(self, *, held: bool = False, published: bool = False, owner: str = "", **changes: Any) -> LearnSpec:
         """
-        archive = image_archive(HELD) if held else b"no archive"
-        algo = self.bench.store(ArtifactKind.ALGO, archive, name="x")
-        problem = self.bench.store(ArtifactKind.PROBLEM, image_archive(PROBLEM), name="p", description="p")
+        Order a learn job: one whose container waits for `release`, or one that fails before anything is built.
+
+        Published, as an API does it, or not, so that a worker's sweeper has to. Its algo belongs to `owner`.
+        """
+        archive = image_archive(PROBLEM) if held else b"no archive"
+        problem = self.bench.store(ArtifactKind.PROBLEM, archive, name="p", description="p")
+        algo = self.bench.store(ArtifactKind.ALGO, image_archive(HELD), name="x")
+        if owner:
+            with self.resources.database.begin() as work:
+                work.artifacts.give(ArtifactKind.ALGO, algo, owner)
         spec = self.bench.learn_spec(algo=algo, workflow=problem, **changes)
         if published:
             self.python(_SUBMIT, json.dumps(spec_to_dict(spec)))

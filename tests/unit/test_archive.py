@@ -19,63 +19,11 @@ from morpheo.errors import BadArchive
 from morpheo.runtime import archive
 from morpheo.runtime.archive import ArchiveLimits, ArchiveReader, pack, repack_context, unpack
 from morpheo.testing import make_archive
+from tests.support.tars import BLOCK, END, header, link, longname, member, padded, pax, raw_pax, tar_gz, with_checksum
 
 LIMITS = ArchiveLimits(max_bytes=1 << 20, max_entries=100)
 LINKS = ArchiveLimits(max_bytes=1 << 20, max_entries=100, links=True)
-BLOCK = tarfile.BLOCKSIZE
-END = b"\0" * (2 * BLOCK)
 DOCKERFILE = b"FROM morpheo/base:1\n"
-
-
-def header(
-    name: str | bytes, *, size: int = 0, kind: bytes = tarfile.REGTYPE, link: str = "", mode: int = 0o644
-) -> bytes:
-    """Return a header as it is given: the standard library would refuse or repair some of these."""
-    info = tarfile.TarInfo("x")
-    info.type, info.linkname, info.mode, info.size = kind, link, mode, size
-    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
-    raw = name.encode() if isinstance(name, str) else name
-    block[0:100] = raw[:100].ljust(100, b"\0")
-    return with_checksum(block)
-
-
-def with_checksum(block: bytearray) -> bytes:
-    block[148:156] = b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block)
-
-
-def padded(content: bytes) -> bytes:
-    return content + b"\0" * (-len(content) % BLOCK)
-
-
-def member(name: str | bytes, content: bytes = b"x") -> bytes:
-    return header(name, size=len(content)) + padded(content)
-
-
-def pax(**records: bytes) -> bytes:
-    content = b""
-    for key, value in records.items():
-        body = b" " + key.replace("__", ".").encode() + b"=" + value + b"\n"
-        length = next(n for n in range(len(body), len(body) + 9) if n == len(body) + len(str(n)))
-        content += str(length).encode() + body
-    return raw_pax(content)
-
-
-def raw_pax(content: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
-    return header("pax", size=len(content), kind=kind) + padded(content)
-
-
-def longname(name: bytes, kind: bytes = tarfile.GNUTYPE_LONGNAME) -> bytes:
-    return header("././@LongLink", size=len(name) + 1, kind=kind) + padded(name + b"\0")
-
-
-def tar_gz(*parts: bytes, end: bytes = END) -> bytes:
-    return gzip.compress(b"".join(parts) + end, mtime=0)
-
-
-def link(name: str, target: str) -> bytes:
-    return header(name, kind=tarfile.SYMTYPE, link=target)
 
 
 def names(content: bytes, limits: ArchiveLimits = LIMITS) -> list[str]:
@@ -457,7 +405,9 @@ def test_what_is_no_gzip_file_is_refused(content: bytes) -> None:
         names(content)
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"x" * BLOCK, b"<html>" * 1000, gzip.compress(member("a") + END)])
+@pytest.mark.parametrize(
+    "content", [b"", b"x", b"x" * BLOCK, b"<html>" * 1000, gzip.compress(member("a") + END, mtime=0)]
+)
 def test_a_gzip_file_of_something_else_is_refused(content: bytes) -> None:
     with pytest.raises(BadArchive, match=r"not a tar archive|cut short"):
         names(gzip.compress(content))
@@ -493,6 +443,13 @@ def test_what_follows_the_end_mark_is_refused_in_whatever_member_it_stands() -> 
     for content in (tar_gz(member("a"), END, member("b")), tar_gz(member("a")) + tar_gz(member("b"))):
         with pytest.raises(BadArchive, match="something follows the end"):
             names(content)
+
+
+@pytest.mark.parametrize("size", [101, 4096, 1 << 60])
+def test_a_context_whose_last_file_is_cut_short_is_refused(size: int) -> None:
+    content = gzip.compress(member("Dockerfile", DOCKERFILE) + header("a", size=size) + b"x" * 100)
+    with pytest.raises(BadArchive, match="cut short"):
+        repack_context(io.BytesIO(content), io.BytesIO(), LINKS)
 
 
 def test_an_archive_without_an_end_mark_is_read() -> None:
@@ -547,6 +504,8 @@ def test_a_dockerfile_with_line_ends_of_windows_is_kept_as_it_is() -> None:
         ([member("Dockerfile", b"#" * ((64 << 10) + 1))], "longer than"),
         ([member("Dockerfile", DOCKERFILE), member("./Dockerfile", b"FROM evil")], "twice"),
         ([member("Dockerfile", DOCKERFILE), member(".dockerignore", b"**/a\n" * 20_000)], "dockerignore is longer"),
+        ([member("Dockerfile", DOCKERFILE), link(".dockerignore", "big")], "dockerignore must be a file"),
+        ([member("Dockerfile", DOCKERFILE), header(".dockerignore/", kind=tarfile.DIRTYPE)], "dockerignore must be"),
     ],
     ids=[
         "missing",
@@ -563,6 +522,8 @@ def test_a_dockerfile_with_line_ends_of_windows_is_kept_as_it_is() -> None:
         "too-long",
         "twice",
         "too-many-ignore-patterns",
+        "ignore-file-as-link",
+        "ignore-file-as-folder",
     ],
 )
 def test_a_context_without_a_usable_dockerfile_is_refused(parts: list[bytes], sentence: str) -> None:

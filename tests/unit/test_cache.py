@@ -286,6 +286,28 @@ def test_what_a_dead_process_left_half_fetched_is_evicted_when_room_is_needed(no
     assert node.kept() == {artifact.sha256}
 
 
+def test_what_is_being_fetched_stays_and_what_a_dead_process_left_goes(node: Node) -> None:
+    slow, counts = node.add(b"s" * 100), list[int]()
+    node.meanwhile = lambda: counts.append(node.cache.drop_abandoned())
+    assert node.link(slow).read_bytes() == b"s" * 100
+    assert counts == [0]
+    left = node.blobs / f"fetch-{slow.sha256}"
+    left.write_bytes(b"half of it")
+    left.chmod(0o444)
+    assert node.cache.drop_abandoned() == 1
+    assert node.kept() == {slow.sha256}
+
+
+def test_what_a_dead_process_left_half_fetched_is_no_hindrance(node: Node) -> None:
+    node.blobs.mkdir(parents=True)
+    artifact = node.add(b"y" * 500)
+    left = node.blobs / f"fetch-{artifact.sha256}"
+    left.write_bytes(b"x" * 900)
+    left.chmod(0o444)
+    assert node.link(artifact).read_bytes() == b"y" * 500
+    assert node.kept() == {artifact.sha256}
+
+
 # Locks
 
 

@@ -18,6 +18,7 @@ from morpheo.cli.chains import chain_table, make_chain
 from morpheo.cli.common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_TIMEOUT, EXIT_USAGE
 from morpheo.cli.leaderboard import place_in_words
 from morpheo.client import Entry, Leaderboard
+from morpheo.disclosure import Disclosure, Logs
 from morpheo.errors import ApiError, ApiUnavailable
 from morpheo.models import CANCELLED, ArtifactKind, Blame, Cause, Failure, Job, JobKind, JobState
 from morpheo.standings import Spread
@@ -49,7 +50,7 @@ class Services(Terminal):
     def problem(self, name: str = "sleep", **changes: Any) -> Problem:
         """Register a problem."""
         workflow = self.storage.add(ArtifactKind.PROBLEM, name=name)
-        self.orchestrator.known_problems.append(make_problem(workflow=workflow, **changes))
+        self.orchestrator.known_problems.append(make_problem(workflow=workflow, name=name, **changes))
         return self.orchestrator.known_problems[-1]
 
     def submission(self, problem: Problem, **changes: Any) -> Submission:
@@ -153,16 +154,63 @@ def test_a_problem_is_uploaded_with_its_test_data_and_registered(
     assert problem.test_data[1] == stored
 
 
+def test_what_goes_out_of_a_problem_is_said_when_it_is_added_and_later(services: Services, folder: Path) -> None:
+    stored = services.storage.add(ArtifactKind.DATA)
+    words = ("problem", "add", folder, "--test", stored, "--batch-size", 3)
+    services.run(*words)
+    services.run(
+        *words, "--logs", "none", "--model-download", "--score-digits", 0, "--submissions-per-day", "unlimited"
+    )
+    first, second = (item.disclosure for item in services.orchestrator.known_problems)
+    assert first == Disclosure()
+    assert second == Disclosure(logs=Logs.NONE, model_download=True, score_digits=0, submissions_per_day=None)
+    given = services.orchestrator.known_problems[1].id
+    told, _ = services.run("problem", "set", given, "--logs", "all", "--submissions-per-day", 3, "--time-step", 600)
+    assert told == f"problem {given}: submitters see logs, models, 0 digits; 3 algos a day\n"
+    services.run("problem", "set", given, "--no-model-download")
+    changed = services.orchestrator.known_problems[1].disclosure
+    assert changed == Disclosure(logs=Logs.ALL, score_digits=0, submissions_per_day=3, time_step_s=600)
+
+
 def test_problems_are_listed_with_what_is_in_them(services: Services) -> None:
     problem = services.problem("sleep", higher_is_better=False, batch_size=7)
     services.submission(problem)
     services.orchestrator.add_data([uuid4(), uuid4()], problems=[problem.id])
     listed, _ = services.run("problem", "ls")
     (row,) = [line.replace("│", " ").split() for line in listed.splitlines() if "sleep" in line]
-    assert row == [str(problem.id)[:8], "sleep", "7", "lowest", "1", "2", "1"]
+    assert row == [str(problem.id)[:8], "sleep", "7", "lowest", "1", "2", "1", "cause"]
     (document,) = services.run_json("problem", "ls")
     assert (document["id"], document["name"], document["algos"], document["data"]) == (str(problem.id), "sleep", 1, 2)
     assert document["test_data"] == [str(problem.test_data[0])]
+
+
+def test_a_submitter_needs_nothing_that_is_for_custodians(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = services.problem("sleep")
+    submission = services.submission(problem)
+
+    def refuse(*_args: object) -> None:
+        raise ApiError("this takes the role custodian", status=403)
+
+    monkeypatch.setattr(services.storage, "list", refuse)
+    monkeypatch.setattr(services.orchestrator, "datasets", refuse)
+    listed, _ = services.run("problem", "ls")
+    (row,) = [line.replace("│", " ").split() for line in listed.splitlines() if "sleep" in line]
+    assert row[4:6] == ["1", "-"]
+    (document,) = services.run_json("problem", "ls")
+    assert document["data"] is None
+    for command in (("algo", "ls"), ("algo", "ls", "--problem", "sleep")):
+        listed, _ = services.run(*command)
+        assert submission.name in listed
+        assert "sleep" in listed
+
+
+def test_another_error_than_a_refusal_is_told(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ApiError("internal error", status=500)
+
+    monkeypatch.setattr(services.orchestrator, "datasets", fail)
+    _, error = services.run("problem", "ls", status=EXIT_FAILED)
+    assert "internal error" in error
 
 
 def test_data_are_registered_at_once_in_the_order_given(services: Services, files: list[Path]) -> None:
@@ -230,7 +278,21 @@ def test_it_says_why_no_training_follows_from_data(services: Services, files: li
     problem = services.problem("sleep")
     assert "there is no algo yet" in services.run("data", "add", files[0], "--problem", "sleep")[1]
     held_out = problem.test_data[0]
+    services.orchestrator.held_out.append(held_out)
     assert "all of it is test data" in services.run("data", "add", held_out, "--problem", "sleep")[1]
+
+
+def test_it_names_the_test_data_among_data(services: Services, files: list[Path]) -> None:
+    problem = services.problem("sleep")
+    again = services.storage.add(ArtifactKind.DATA, b"a test file")
+    services.orchestrator.held_out.append(again)
+    remarks = services.run("data", "add", files[0], again, "--problem", "sleep")[1].splitlines()
+    assert remarks == [
+        f"{again} is test data of sleep, by its content, and is never trained on there",
+        "trainings to come: 0; there is no algo yet, or none of the data is new",
+    ]
+    document = services.run_json("data", "add", files[0], again, "--problem", "sleep")
+    assert document["held_out"] == {str(problem.id): [str(again)]}
 
 
 def test_data_are_listed_with_the_names_of_their_problems(services: Services) -> None:
@@ -254,8 +316,8 @@ def test_an_algo_that_is_stored_is_registered_with_its_name(services: Services) 
 
 def test_algos_are_listed_with_what_stalls_them_and_what_to_do(services: Services) -> None:
     problem = services.problem("sleep")
-    done, stalled = services.submission(problem), services.submission(problem, name="swamp", stalled=True)
-    failed = make_learnuplet(stalled, 1, "failed", failure=BROKEN)
+    done, stalled = services.submission(problem), services.submission(problem, name="swamp", stalled_by=uuid4())
+    failed = make_learnuplet(stalled, 1, "failed", uuid=stalled.stalled_by, failure=BROKEN)
     services.orchestrator.looks = [
         [
             make_learnuplet(done, 0, "done", perf=0.5),
@@ -388,7 +450,7 @@ def test_a_chain_that_stalls_ends_with_the_failure_the_end_of_the_log_and_status
 
     def add_stalled(algo: UUID, **values: Any) -> tuple[Submission, int]:
         made, count = add(algo, **values)
-        services.orchestrator.known_submissions[:] = [replace(made, stalled=True)]
+        services.orchestrator.known_submissions[:] = [replace(made, stalled_by=jobs[0])]
         return made, count
 
     services.orchestrator.add_algo = add_stalled  # type: ignore[method-assign]
@@ -464,7 +526,7 @@ def test_a_retried_rank_counts_with_its_latest_job() -> None:
     submission = make_submission(make_problem())
     failed = make_learnuplet(submission, 0, "failed", failure=BROKEN)
     again = make_learnuplet(submission, 0, "done", perf=0.5)
-    chain = make_chain([failed, make_learnuplet(submission, 1, "pending"), again], stalled=False)
+    chain = make_chain([failed, make_learnuplet(submission, 1, "pending"), again], stalled_by=None)
     assert [(rank.job, rank.state) for rank in chain.ranks] == [(again.uuid, "done"), (chain.ranks[1].job, "running")]
     assert not chain.is_over
     assert chain.stopped_at is None
@@ -474,24 +536,26 @@ def test_a_stalled_chain_is_over_when_nothing_of_it_runs() -> None:
     submission = make_submission(make_problem())
     failed = make_learnuplet(submission, 0, "failed", failure=BROKEN)
     waits, runs = make_learnuplet(submission, 2), make_learnuplet(submission, 1, "pending")
-    assert not make_chain([failed, runs, waits], stalled=True).is_over
-    over = make_chain([failed, waits], stalled=True)
+    assert not make_chain([failed, runs, waits], stalled_by=failed.uuid).is_over
+    over = make_chain([failed, waits], stalled_by=failed.uuid)
     assert over.is_over
     assert over.stopped_at
     assert over.stopped_at.job == failed.uuid
-    assert not make_chain([failed, waits], stalled=False).is_over  # retried, or a cancelled rank that is left out
-    assert not make_chain([failed, replace(waits, state=JobState.QUEUED)], stalled=True).is_over  # ordered before that
+    assert not make_chain([failed, waits], stalled_by=None).is_over  # retried, or a cancelled rank that is left out
+    assert not make_chain(
+        [failed, replace(waits, state=JobState.QUEUED)], stalled_by=failed.uuid
+    ).is_over  # ordered before that
     cancelled = replace(failed, state=JobState.CANCELLED, failure=CANCELLED)
-    assert make_chain([cancelled, waits], stalled=True).is_over
+    assert make_chain([cancelled, waits], stalled_by=failed.uuid).is_over
 
 
 def test_a_cancelled_rank_is_called_so_and_an_empty_chain_is_over() -> None:
     submission = make_submission(make_problem())
     chain = make_chain(
-        [make_learnuplet(submission, 0, "failed", state=JobState.CANCELLED, failure=CANCELLED)], stalled=False
+        [make_learnuplet(submission, 0, "failed", state=JobState.CANCELLED, failure=CANCELLED)], stalled_by=None
     )
     assert [rank.state for rank in chain.ranks] == ["cancelled"]
-    assert make_chain([], stalled=False).is_over
+    assert make_chain([], stalled_by=None).is_over
 
 
 @pytest.mark.parametrize(("higher", "number"), [(True, 1), (False, 0)])
@@ -500,7 +564,7 @@ def test_the_best_rank_is_that_of_the_problems_direction_and_the_first_of_equals
     submission = make_submission(problem)
     perfs = [0.25, 0.75, 0.75, 0.25, None]
     chain = make_chain(
-        [make_learnuplet(submission, rank, "done", perf=perf) for rank, perf in enumerate(perfs)], stalled=False
+        [make_learnuplet(submission, rank, "done", perf=perf) for rank, perf in enumerate(perfs)], stalled_by=None
     )
     best = chain.best(problem)
     assert best
@@ -511,7 +575,7 @@ def test_the_best_rank_is_that_of_the_problems_direction_and_the_first_of_equals
 def test_a_long_chain_is_shown_around_what_runs(done: int, first: int) -> None:
     submission = make_submission(make_problem())
     states = ["done"] * done + ["todo"] * (100 - done)
-    chain = make_chain([make_learnuplet(submission, *item) for item in enumerate(states)], stalled=False)
+    chain = make_chain([make_learnuplet(submission, *item) for item in enumerate(states)], stalled_by=None)
     console = Console(width=80)
     with console.capture() as captured:
         console.print(chain_table(chain, max_rows=10))

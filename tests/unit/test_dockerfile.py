@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from pathlib import Path
 
 import pytest
@@ -349,6 +351,79 @@ def test_a_dockerfile_without_from_is_refused(text: str) -> None:
 def test_the_line_named_is_where_the_instruction_begins() -> None:
     with pytest.raises(BadArchive, match="line 4:"):
         check("# comment\nFROM scratch\n\nADD \\\n  a \\\n  http://x /y\n")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "WORKDIR /proc/self/fd/8",
+        "WORKDIR /proc",
+        "WORKDIR //proc/self",
+        "WORKDIR /x/../proc/1",
+        "WORKDIR /./sys/fs",
+        "WORKDIR /dev/shm",
+        "WORKDIR proc/self/fd/8",
+        "WORKDIR /proc\nWORKDIR /x",
+        "WORKDIR /x\nWORKDIR ../proc",
+        'WORKDIR "/pr"oc/self',
+        "WORKDIR '/proc'",
+        "WORKDIR $X",
+        "WORKDIR /${X}oc",
+        "WORKDIR /pr\\oc",
+        "ENV X=/proc\nWORKDIR ${X}/self/fd/8",
+        "workdir \\\n /proc",
+    ],
+)
+def test_no_instruction_starts_where_what_it_finds_is_not_its_image_s(lines: str) -> None:
+    with pytest.raises(BadArchive, match="WORKDIR"):
+        check(HEAD + lines)
+
+
+@pytest.mark.parametrize("folder", ["/process", "/develop/sys", "/data/proc", "a b", "/", '"/x y"'])
+def test_an_honest_folder_is_accepted(folder: str) -> None:
+    check(f"{HEAD}WORKDIR {folder}")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["ENV A=" + "x" * 1000] + ["ENV A=$A$A"] * 40,
+        ["ENV A=" + "x" * 1000] + ["ENV A ${A}${A}"] * 40,
+        ["ARG A=" + "x" * 1000] + ["ARG A=$A$A"] * 40,
+        ["ENV A=" + "x" * 1000] + ["ENV B=$A$A\nENV A=$B"] * 40,
+        ["ENV A=" + "x" * 1000] + ["ENV A=${A:-x}${A:+$A}"] * 40,
+        ["ENV A=" + "x" * 20_000, "LABEL " + " ".join(f"l{number}=$A" for number in range(1000))],
+        ["ENV A=" + "x" * 20_000] + [f"EXPOSE ${{A}}{number}" for number in range(20)],
+        ["LABEL a=" + "$PATH" * 10_000],
+    ],
+)
+def test_variables_do_not_make_it_longer_than_it_may_be(lines: list[str]) -> None:
+    with pytest.raises(BadArchive, match="variables make it too long"):
+        check(HEAD + "\n".join(lines))
+
+
+def test_the_variables_of_an_instruction_that_runs_are_the_shell_s() -> None:
+    check(HEAD + "ENV A=" + "x" * 10_000 + "\n" + "RUN echo " + "$A" * 1000 + "\nENV PATH=/x:$PATH B=$A\n")
+
+
+def test_there_are_at_most_500_instructions() -> None:
+    check(HEAD + "RUN true\n" * 499)
+    with pytest.raises(BadArchive, match="line 501: more than 500 instructions"):
+        check(HEAD + "RUN true\n" * 500)
+
+
+def test_a_long_dockerfile_is_read_in_time() -> None:
+    began = time.process_time()
+    for text in (
+        "\n" * 65_000,
+        "#\n" * 32_000,
+        "RUN \\\n" * 13_000,
+        "ENV A=" + "$A" * 32_000,
+        "COPY " + "--a=b " * 10_000,
+    ):
+        with contextlib.suppress(BadArchive):
+            check(HEAD + text)
+    assert time.process_time() - began < 5
 
 
 def as_engine(text: str) -> list[str]:

@@ -69,9 +69,11 @@ def test_only_infrastructure_is_tried_again() -> None:
     assert {cls.__name__ for cls in CLASSES if issubclass(cls, Unavailable)} == {
         "Unavailable",
         "DatabaseUnavailable",
+        "RowLocked",
         "StorageUnavailable",
         "BrokerUnavailable",
         "RuntimeUnavailable",
         "DiskFull",
+        "EngineFull",
         "ApiUnavailable",
     }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +18,7 @@ from morpheo.errors import (
     StorageUnavailable,
 )
 from morpheo.failures import check_result, failed, infrastructure_failure, last_lines, worker_lost
-from morpheo.models import CANCELLED, Blame, Cause, Failure, JobFailed, StepName
+from morpheo.models import CANCELLED, Attempt, AttemptOutcome, Blame, Cause, Failure, JobFailed, StepName
 from morpheo.runtime.contract import StepResult
 
 
@@ -40,14 +43,32 @@ def test_a_child_that_ran_out_of_memory_is_the_programs_own_affair() -> None:
     ("values", "cause", "sentence"),
     [
         ({"exit_code": 1}, Cause.EXIT_CODE, "train ended with exit code 1. Its last lines:\nloading\nValueError"),
-        ({"exit_code": 137}, Cause.EXIT_CODE, "train ended with exit code 137."),
+        ({"exit_code": 137}, Cause.EXIT_CODE, "exit code 137; it was killed, most likely for its memory: use smaller"),
+        (
+            {"exit_code": 1, "peak_memory_bytes": 511 << 20},
+            Cause.EXIT_CODE,
+            "1; peak 511 of 512 MiB in train: use smaller",
+        ),
+        ({"exit_code": 1, "peak_memory_bytes": 480 << 20}, Cause.EXIT_CODE, "train ended with exit code 1. Its last"),
         ({"exit_code": 126}, Cause.EXIT_CODE, "its ENTRYPOINT cannot be run"),
         ({"exit_code": 127}, Cause.EXIT_CODE, "its ENTRYPOINT cannot be run"),
-        ({"exit_code": 137, "oom_killed": True}, Cause.OUT_OF_MEMORY, "used all of its 512 MiB of memory"),
-        ({"exit_code": 1, "oom_killed": True}, Cause.OUT_OF_MEMORY, "use smaller batches, or ask for a higher limit"),
+        (
+            {"exit_code": 137, "oom_killed": True},
+            Cause.OUT_OF_MEMORY,
+            "used all of its memory and was stopped; peak 512 of 512 MiB in train: use",
+        ),
+        (
+            {"exit_code": 1, "oom_killed": True},
+            Cause.OUT_OF_MEMORY,
+            "use smaller batches, or ask the custodian for a higher limit",
+        ),
         ({"exit_code": 153}, Cause.OUTPUT_LIMIT, "wrote a file larger than the limit"),
         ({"exit_code": 137, "timed_out": True}, Cause.TIME_LIMIT, "ran longer than 90 s and was stopped"),
-        ({"exit_code": 0, "timed_out": True}, Cause.TIME_LIMIT, "make it faster, or ask for a longer limit"),
+        (
+            {"exit_code": 0, "timed_out": True},
+            Cause.TIME_LIMIT,
+            "make it faster, or ask the custodian for a longer limit",
+        ),
         ({"exit_code": 137, "timed_out": True, "oom_killed": True}, Cause.TIME_LIMIT, "ran longer"),
         ({"exit_code": None, "start_error": "exec: no such file"}, Cause.BAD_IMAGE, "exec: no such file; check"),
         ({"exit_code": None, "log": b""}, Cause.EXIT_CODE, "It wrote no log"),
@@ -95,9 +116,15 @@ def test_an_unexpected_error_does_not_tell_the_submitter_what_it_was(error: Exce
 
 
 def test_a_lost_worker_is_infrastructure() -> None:
-    failure = worker_lost(2)
+    lost = AttemptOutcome.LOST
+    attempts = [
+        Attempt(number=1, worker="one-71-ab", outcome=lost, started_at=datetime.now(UTC), message="its disk was full"),
+        Attempt(number=2, worker="two-72-cd", outcome=AttemptOutcome.RUNNING, started_at=datetime.now(UTC)),
+    ]
+    failure = worker_lost(attempts)
     assert (failure.cause, failure.blame) == (Cause.WORKER_LOST, Blame.INFRASTRUCTURE)
-    assert "2 attempts" in failure.message
+    assert "attempt 1 on one-71-ab: its disk was full" in failure.message
+    assert "attempt 2 on two-72-cd: its worker stopped renewing the lease" in failure.message
 
 
 def test_a_cancelled_job_is_nobodys_mistake() -> None:
@@ -145,3 +172,10 @@ def test_an_empty_log_is_said_to_be_empty(log: bytes) -> None:
 )
 def test_a_quoted_log_has_no_control_characters(log: bytes, text: str) -> None:
     assert last_lines(log) == f". Its last lines:\n{text}"
+
+
+def test_the_documentation_tells_of_every_cause() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "failures.md").read_text()
+    told = re.findall(r"^\| `([A-Z_]+)` \| ([a-z, ]+) \|", page, re.MULTILINE)
+    assert sorted(name for name, _ in told) == sorted(Cause)
+    assert {blame for _, blames in told for blame in blames.split(", ")} <= set(Blame)

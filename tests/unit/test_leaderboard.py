@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from datetime import UTC, datetime
 from uuid import UUID, uuid5
 
@@ -13,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from morpheo import bootstrap
-from morpheo.bootstrap import MIN_FILES, RESAMPLES, RESOLUTION, intervals, tail, wins
+from morpheo.bootstrap import MIN_FILES, RESAMPLES, RESOLUTION, tail
 from morpheo.challenges import Problem
-from morpheo.leaderboard import make_leaderboard
+from morpheo.leaderboard import Comparisons, make_leaderboard
 from morpheo.standings import Chain, Entry, Leaderboard
 
 SPACE = UUID(int=4)
@@ -52,10 +53,7 @@ def board_of(
         )
         for number, row in enumerate(scores)
     ]
-    test_perf = {
-        make_id(f"job {number}"): dict(zip(map(str, problem.test_data), row, strict=True))
-        for number, row in enumerate(scores)
-    }
+    test_perf = {str(make_id(f"job {number}")): row for number, row in enumerate(scores)}
     return make_leaderboard(problem, chains, test_perf)
 
 
@@ -72,6 +70,17 @@ def slow_interval(values: list[float], cut: int) -> tuple[float, float]:
     """Return the interval of a mean, with loops."""
     means = sorted(sum(values[file] for file in draw) / len(draw) for draw in slow_draws(len(values)))
     return means[cut], means[RESAMPLES - 1 - cut]
+
+
+def wins(scores: bootstrap.Scores) -> bootstrap.Won:
+    """Return which algo is better than which that comes after it."""
+    unit = bootstrap.unit_of(scores)
+    return bootstrap.wins(bootstrap.draw(scores, unit), scores.shape[1], unit)
+
+
+def intervals(scores: bootstrap.Scores) -> bootstrap.Scores:
+    unit = bootstrap.unit_of(scores)
+    return bootstrap.intervals(bootstrap.draw(scores, unit), scores.shape[1], unit)
 
 
 def random_scores(algos: int, files: int, *, skill: float = 0.1, seed: int = 0) -> list[list[float]]:
@@ -101,12 +110,28 @@ def test_wins_are_those_of_the_slow_computation(files: int, skill: float) -> Non
     assert not np.tril(won).any()
 
 
+@pytest.mark.parametrize("skill", [0.0, 0.05, 0.2, 2.0])
+@pytest.mark.parametrize("files", [6, 100])
+def test_wins_are_those_of_counting_all_draws(files: int, skill: float) -> None:
+    """Of many algos, for each pair: which of all the shortcuts decides does not matter."""
+    scores = np.array(random_scores(150, files, skill=skill))
+    means = scores[:, slow_draws(files)].mean(axis=2)
+    won = wins(scores)
+    for better in range(150):
+        lost = np.sum(means[better] - means[better + 1 :] <= RESOLUTION, axis=1)
+        assert (won[better, better + 1 :] == (lost <= tail(files))).all()
+    assert not np.tril(won).any()
+    assert won.any() or files == 6
+
+
 def test_pairs_are_compared_alike_in_one_piece_and_in_many(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.array(random_scores(60, 25))
     expected = wins(scores)
     assert 0 < expected.sum() < 60 * 59 / 2
     monkeypatch.setattr(bootstrap, "_PAIRS", 7)
-    monkeypatch.setattr(bootstrap, "_DRAWS", 50)
+    monkeypatch.setattr(bootstrap, "_FIRST", 30)
+    assert (wins(scores) == expected).all()
+    monkeypatch.setattr(bootstrap, "_FEW", 1)
     assert (wins(scores) == expected).all()
 
 
@@ -181,10 +206,7 @@ def test_the_order_of_algos_and_files_does_not_matter(scores: list[list[float]],
         )
         for number, row in reversed(list(enumerate(scores)))
     ]
-    test_perf = {
-        make_id(f"job {number}"): dict(reversed(list(zip(map(str, problem.test_data), row, strict=True))))
-        for number, row in enumerate(scores)
-    }
+    test_perf = {str(make_id(f"job {number}")): row[::-1] for number, row in enumerate(scores)}
     assert by_algo(make_leaderboard(turned, chains, test_perf)) == by_algo(board)
 
 
@@ -277,8 +299,7 @@ def test_the_best_rank_counts_and_the_curve_shows_all() -> None:
         perf=[0.5, 0.75 + 4e-8, 0.75],
     )
     new = Chain(algo=make_id(2), name="b")
-    files = map(str, problem.test_data)
-    test_perf = {make_id("job 1"): {**dict(zip(files, (0.7, 0.8) * 3, strict=True)), "another": 9.0}}
+    test_perf = {str(make_id("job 1")): (0.7, 0.8) * 3}
     first, second = make_leaderboard(problem, [new, chain], test_perf).entries
     assert (first.perf, first.rank, first.trainings, first.place, first.range) == (0.75, 1, 3, 1, (1, 1))
     assert first.mean == 0.75
@@ -293,3 +314,33 @@ def test_the_best_rank_counts_and_the_curve_shows_all() -> None:
 def test_a_problem_without_algos_has_an_empty_board() -> None:
     assert make_leaderboard(make_problem(3), [], {}).entries == ()
     assert make_leaderboard(make_problem(3), [Chain(algo=make_id(1), name="a")], {}).entries[0].place is None
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+@pytest.mark.parametrize("size", [1.0, 1e9])
+def test_what_is_remembered_gives_the_board_that_is_made_anew(higher_is_better: bool, size: float) -> None:
+    """Chains grow, get a better rank or not, lack a file, and new ones come; scores are equal often."""
+    random = np.random.default_rng(4)
+    files, problem, comparisons = 20, make_problem(20, higher_is_better=higher_is_better), Comparisons()
+    chains: list[Chain] = []
+    test_perf: dict[str, list[float]] = {}
+    ranges = set()
+    for turn in range(60):
+        changed = range(40) if turn == 30 else random.integers(len(chains) + 1, size=random.integers(1, 4)).tolist()
+        chains += [Chain(algo=make_id(number), name="new") for number in range(len(chains), max(changed) + 1)]
+        for number in changed:
+            chain, job = chains[number], str(make_id(f"job {turn} of {number}"))
+            row = (random.normal(size=files).round(1) + random.integers(4)) * size
+            test_perf[job] = [math.nan, *row[1:].tolist()] if random.random() < 0.1 else row.tolist()
+            chains[number] = dataclasses.replace(
+                chain,
+                jobs=[*chain.jobs, job],
+                ranks=[*chain.ranks, len(chain.ranks)],
+                train_files=[*chain.train_files, 1],
+                perf=[*chain.perf, float(row.mean().round(1))],
+            )
+        board = make_leaderboard(problem, chains, test_perf, comparisons)
+        assert board == make_leaderboard(problem, chains, test_perf)
+        ranges |= {entry.range for entry in board.entries}
+    assert len(chains) > 40
+    assert len(ranges) > 100

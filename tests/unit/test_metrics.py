@@ -126,16 +126,20 @@ def test_the_disk_and_the_version_are_shown_whatever_the_database_does(tmp_path:
     def read() -> Statistics:
         raise DatabaseUnavailable
 
-    seen = parse(generate_latest(make_registry(fake_database(read), tmp_path)).decode())
+    seen = parse(
+        generate_latest(make_registry(fake_database(read), tmp_path, {"high": lambda total: total // 10})).decode()
+    )
     assert 0 < seen["morpheo_disk_free_bytes{folder=data}"] <= seen["morpheo_disk_total_bytes{folder=data}"]
+    total = seen["morpheo_disk_total_bytes{folder=data}"]
+    assert seen["morpheo_disk_mark_bytes{folder=data,mark=high}"] == total // 10
     assert any(name.startswith("morpheo_build_info{version=") for name in seen)
-    without = parse(generate_latest(make_registry(fake_database(read), tmp_path / "nothing")).decode())
+    without = parse(generate_latest(make_registry(fake_database(read), tmp_path / "nothing", {})).decode())
     assert not any(name.startswith("morpheo_disk") for name in without)
     assert without["morpheo_up{check=database}"] == 0
 
 
 def moved(direction: str, kind: str) -> float:
-    registry = make_registry(fake_database(Statistics), Path("/"))
+    registry = make_registry(fake_database(Statistics), Path("/"), {})
     return registry.get_sample_value("morpheo_blob_bytes_total", {"direction": direction, "kind": kind}) or 0
 
 
@@ -175,7 +179,7 @@ if __name__ == "__main__":
         process.start()
         process.join()
     work(40000)
-    registry = metrics.make_registry(Database("sqlite://"), Path("/"))
+    registry = metrics.make_registry(Database("sqlite://"), Path("/"), {})
     print(generate_latest(registry).decode())
     print("# folder", __import__("os").environ["PROMETHEUS_MULTIPROC_DIR"])
 """

@@ -133,6 +133,26 @@ def test_no_other_argument_is_given(arguments: dict[str, Any], name: str) -> Non
     assert name not in arguments
 
 
+def test_the_workers_own_docker_configuration_gives_no_variable(arguments: dict[str, Any]) -> None:
+    assert arguments["use_config_proxy"] is False
+
+
+def test_another_runtime_is_asked_for_by_its_name(host: dict[str, Any]) -> None:
+    assert not host.get("Runtime")  # the engine's default, whatever it is
+    profile = dataclasses.replace(PROFILE, runtime="runsc")
+    assert create_arguments(make_spec(), profile, node="n")["host_config"]["Runtime"] == "runsc"
+
+
+def test_a_step_of_the_platform_has_its_own_entry_point() -> None:
+    arguments = create_arguments(make_spec(entrypoint=("python3", "-c", "x")), PROFILE, node="n")
+    assert arguments["entrypoint"] == ["python3", "-c", "x"]
+
+
+def test_masked_and_read_only_paths_are_the_engines(host: dict[str, Any]) -> None:
+    assert host.get("MaskedPaths") is None
+    assert host.get("ReadonlyPaths") is None
+
+
 def test_the_default_seccomp_profile_stays_on(host: dict[str, Any]) -> None:
     assert not [option for option in host["SecurityOpt"] if "seccomp" in option or "apparmor" in option]
 
@@ -203,6 +223,7 @@ def test_a_container_says_whose_it_is(arguments: dict[str, Any]) -> None:
         "morpheo.attempt": "2",
         "morpheo.worker": "node-1-abc",
         "morpheo.step": "train",
+        "morpheo.limit": "10",
         "morpheo.node": "node-1",
     }
 

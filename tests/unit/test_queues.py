@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from morpheo.models import JobKind
-from morpheo.queues import MAX_TAGS, checked_tags, consumed, queue_name, queue_of
+from morpheo.queues import MAX_TAGS, checked_tags, consumed, in_lane, queue_name, queue_of
+from morpheo.specs import spec_digest
 from morpheo.testing import make_learn_spec, make_predict_spec
 
 tags = st.from_regex(r"[a-z0-9][a-z0-9-]{0,31}", fullmatch=True).filter(lambda tag: tag not in set(JobKind))
@@ -55,6 +56,34 @@ def test_jobs_share_a_queue_only_if_they_ask_for_the_same(
 def test_no_queue_is_consumed_twice(names: frozenset[str]) -> None:
     queues = [queue for each in consumed(names).values() for queue in each]
     assert len(queues) == len(set(queues))
+
+
+users = st.sampled_from(["", "anna", "ann", "anna.", "1@b.org", "gpu", "learn", "a" * 63, "a" * 64])
+
+
+@given(names=st.frozensets(kinds, min_size=1), has=few, asks=few, submitter=users, other=users)
+def test_submitters_kept_apart_share_no_queue(
+    names: frozenset[JobKind], has: frozenset[str], asks: frozenset[str], submitter: str, other: str
+) -> None:
+    spec = in_lane(make_learn_spec(tags=tuple(sorted(asks))), submitter)
+    taken = queue_of(spec) in consumed([*names, *has], other)[JobKind.LEARN]
+    assert taken is (submitter == other and (asks <= has if asks else JobKind.LEARN in names))
+
+
+@given(asks=few, submitter=users, other=users)
+def test_an_order_has_one_lane_and_its_digest_does_not_depend_on_it(
+    asks: frozenset[str], submitter: str, other: str
+) -> None:
+    spec = make_learn_spec(tags=tuple(sorted(asks)))
+    assert in_lane(in_lane(spec, other), submitter) == in_lane(spec, submitter)
+    assert in_lane(in_lane(spec, submitter), "") == spec
+    assert spec_digest(in_lane(spec, submitter)) == spec_digest(spec)
+
+
+@pytest.mark.parametrize("tag", ["@anna", "a@b"])
+def test_nobody_can_ask_for_a_lane(tag: str) -> None:
+    with pytest.raises(ValueError, match="is not a tag"):
+        checked_tags([tag])
 
 
 def test_with_tags_alone_only_tagged_jobs_are_taken() -> None:

@@ -24,7 +24,7 @@ def nodes(**settings: object) -> dict[str, dict[str, str]]:
     """Return the options of each node's command."""
     commands = node_commands(Settings(**settings), "here")  # type: ignore[arg-type]
     return {
-        name: dict(word.removeprefix("--").split("=") for word in command if word.startswith("--"))
+        name: dict(word.removeprefix("--").split("=") for word in command if "=" in word)
         for name, command in commands.items()
     }
 

@@ -6,12 +6,13 @@ import pytest
 
 from morpheo.models import StepName
 from morpheo.runtime.contract import Folder, Image, Mount, Step
-from morpheo.workflow import learn_steps, predict_step
+from morpheo.workflow import learn_steps, predict_step, sanitize_step
 
 HIDDEN = "hidden-0123"
 DETARGET, TRAIN, PERF = learn_steps(HIDDEN)
 PREDICT = predict_step()
-STEPS = [DETARGET, TRAIN, PERF, PREDICT]
+SANITIZE = sanitize_step("program", 7)
+STEPS = [DETARGET, TRAIN, SANITIZE, PERF, PREDICT]
 every_step = pytest.mark.parametrize("step", STEPS, ids=[str(step.name) for step in STEPS])
 
 
@@ -86,6 +87,14 @@ def test_the_truth_is_never_mounted_where_the_algo_trains() -> None:
     assert Folder.DETARGETED not in {mount.folder for mount in TRAIN.mounts}
     assert not [mount for mount in TRAIN.mounts if HIDDEN in mount.target]
     assert HIDDEN not in " ".join(TRAIN.args)
+
+
+def test_predictions_are_written_anew_where_there_is_nothing_else() -> None:
+    assert {mount.folder for mount in SANITIZE.mounts if not mount.writable} == {Folder.TRAIN_PRED, Folder.TEST_PRED}
+    assert all(mount.harvested for mount in SANITIZE.mounts if not mount.writable)
+    assert {mount.folder for mount in SANITIZE.mounts if mount.writable} == {Folder.TRAIN_CLEAN, Folder.TEST_CLEAN}
+    assert (SANITIZE.image, SANITIZE.entrypoint) == (Image.PLATFORM, ("python3", "-I", "-B", "-c", "program"))
+    assert SANITIZE.args == ("/predictions", "/clean", "7")
 
 
 def test_the_algo_sees_nothing_of_the_scores() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -9,14 +10,22 @@ from uuid import uuid4
 
 import pytest
 
-from morpheo.errors import RuntimeUnavailable
+from morpheo.errors import DiskFull, RuntimeUnavailable
 from morpheo.models import StepName
 from morpheo.runtime.contract import Bind, Folder, Image, Mount, Owner, Step
 from morpheo.runtime.workspace import Workspace, owner_of, remove_tree
 from morpheo.workflow import learn_steps, predict_step
 
 USER = 10001
-OUTPUTS = {Folder.DETARGETED, Folder.MODEL, Folder.TRAIN_PRED, Folder.TEST_PRED, Folder.PERF}
+OUTPUTS = {
+    Folder.DETARGETED,
+    Folder.MODEL,
+    Folder.TRAIN_PRED,
+    Folder.TEST_PRED,
+    Folder.TRAIN_CLEAN,
+    Folder.TEST_CLEAN,
+    Folder.PERF,
+}
 
 
 def make(root: Path, attempt: int = 1) -> Workspace:
@@ -79,19 +88,22 @@ def test_two_attempts_of_one_job_share_nothing(tmp_path: Path) -> None:
         assert not list(second[Folder.MODEL].iterdir())
 
 
+@pytest.mark.parametrize(
+    ("number", "error"), [(errno.ENOSPC, DiskFull), (errno.EROFS, DiskFull), (errno.EIO, RuntimeUnavailable)]
+)
 def test_a_workspace_that_cannot_be_made_is_the_machines_fault_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]
 ) -> None:
     mkdir = Path.mkdir
 
     def fail_at_tmp(path: Path, mode: int = 0o777, *, parents: bool = False, exist_ok: bool = False) -> None:
         if path.name == "tmp":
-            raise OSError(28, "No space left on device")
+            raise OSError(number, "what is wrong")
         mkdir(path, mode, parents, exist_ok)
 
     monkeypatch.setattr(Path, "mkdir", fail_at_tmp)
     workspace = make(tmp_path)
-    with pytest.raises(RuntimeUnavailable, match="no workspace could be made: No space left"):
+    with pytest.raises(error, match=r"no workspace could be made.*: what is wrong"):
         workspace.__enter__()
     assert not workspace.path.exists()
 
@@ -237,6 +249,9 @@ def test_a_workspace_says_whose_it_is() -> None:
     assert owner_of(Path("/x") / f"{job_id}-12") == Owner(job_id=job_id, attempt=12)
 
 
-@pytest.mark.parametrize("name", ["", "lost+found", "a-1", f"{uuid4()}", f"{uuid4()}-", f"{uuid4()}-x", "-1"])
+JOB = "8b9c7d1e-0000-4000-8000-000000000001"
+
+
+@pytest.mark.parametrize("name", ["", "lost+found", "a-1", JOB, f"{JOB}-", f"{JOB}-x", "-1"])
 def test_another_folder_is_nobodys(name: str) -> None:
     assert owner_of(Path("/x") / name) is None

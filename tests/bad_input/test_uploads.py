@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -17,6 +17,7 @@ from morpheo.testing import BrokenSource
 from tests.support.api import BOUNDARY, Service, basic, form, part
 
 MIB = 1 << 20
+UNKNOWN = uuid4()
 OCTETS = "application/octet-stream"
 #: What a server says of a chunked body.
 CHUNKED = {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True, "CONTENT_LENGTH": ""}
@@ -348,3 +349,70 @@ def test_62_other_hosts_change_nothing(storage: Service) -> None:
 def test_63_what_an_archive_holds_is_not_looked_at_here(storage: Service, content: bytes) -> None:
     uuid = storage.post("/algo", **algo(blob=content)).json["uuid"]
     assert storage.get(f"/algo/{uuid}/blob").data == content
+
+
+@pytest.fixture
+def model_algo(storage: Service) -> UUID:
+    return storage.add_artifact(ArtifactKind.ALGO).id
+
+
+@pytest.mark.parametrize(("size", "status"), [(3, 201), (2, 400), (666, 400)], ids=["right", "less", "more"])
+def test_34_a_wrong_size_is_refused_only_when_the_setting_says_so(sqlite: Database, size: int, status: int) -> None:
+    lax = Service(create_storage_app, sqlite)
+    strict = Service(create_storage_app, sqlite, strict_size=True)
+    fields = {"size": size, "blob": b"abc"}
+    assert lax.post("/data", **form(fields)).json["size"] == 3
+    before = strict.stored()
+    answer = strict.post("/data", **form(fields))
+    assert answer.status_code == status
+    assert (strict.stored() == before) is (status == 400)
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "message"),
+    [
+        ("", 400, "Impossible to parse algo UUID <nil>: "),
+        ("algo=x&uuid=x", 400, "Impossible to parse algo UUID <nil>: "),
+        (f"algo={UNKNOWN}&uuid=x", 404, f"Error uploading model: algorithm {UNKNOWN} not found: "),
+        ("algo={algo}&uuid=x", 400, "Impossible to parse model UUID: "),
+        ("algo={algo}&uuid={taken}", 409, "[Error uploading model] [model] UUID "),
+    ],
+    ids=["no-algo", "bad-algo-first", "unknown-algo-before-uuid", "bad-uuid", "taken"],
+)
+def test_44_a_model_is_checked_in_the_order_of_2017(
+    storage: Service, model_algo: UUID, query: str, status: int, message: str
+) -> None:
+    taken = storage.add_artifact(ArtifactKind.MODEL, algo=model_algo).id
+    answer = storage.post("/model?" + query.format(algo=model_algo, taken=taken), data=b"abc")
+    assert answer.status_code == status
+    assert answer.json["error"].startswith(message)
+
+
+@pytest.mark.parametrize("path", ["/", "/health"])
+def test_24_public_routes_ask_for_no_password(storage: Service, path: str) -> None:
+    assert storage.get(path, headers={"Authorization": "Basic nonsense"}).status_code == 200
+
+
+def test_61_a_preflight_is_answered_without_a_password(sqlite: Database) -> None:
+    storage = Service(create_storage_app, sqlite, cors_origins="http://web.example")
+    asks = {"Access-Control-Request-Method": "PATCH", "Access-Control-Request-Headers": "authorization, content-type"}
+    answer = storage.client.options("/problem/x", headers={"Origin": "http://web.example", "Authorization": "", **asks})
+    assert answer.status_code == 200
+    assert answer.headers["Access-Control-Allow-Origin"] == "http://web.example"
+    assert answer.headers["Access-Control-Allow-Credentials"] == "true"
+    assert {"POST", "PATCH"} <= set(answer.headers["Access-Control-Allow-Methods"].split(", "))
+    assert answer.headers["Access-Control-Allow-Headers"].lower() == "authorization, content-type"
+
+
+def test_61_answers_and_errors_can_be_read_by_listed_web_pages(sqlite: Database) -> None:
+    storage = Service(create_storage_app, sqlite, cors_origins="http://web.example")
+    for path, auth in (("/algo", basic("u", "p")), ("/algo", "")):
+        answer = storage.get(path, headers={"Origin": "http://web.example", "Authorization": auth})
+        assert answer.headers["Access-Control-Allow-Origin"] == "http://web.example"
+
+
+def test_61_origins_can_be_limited(sqlite: Database) -> None:
+    storage = Service(create_storage_app, sqlite, cors_origins="http://good.example")
+    good, evil = (storage.get("/algo", headers={"Origin": f"http://{name}.example"}) for name in ("good", "evil"))
+    assert good.headers["Access-Control-Allow-Origin"] == "http://good.example"
+    assert "Access-Control-Allow-Origin" not in evil.headers

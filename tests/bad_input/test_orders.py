@@ -247,6 +247,28 @@ def test_64_an_unknown_job_is_not_cancelled(compute: Service) -> None:
     assert compute.stored() == before
 
 
+def test_18_another_order_with_the_same_id_is_a_conflict(compute: Service) -> None:
+    assert compute.post("/learn", data=body()).status_code == 202
+    before = compute.stored()
+    assert compute.post("/learn", data=body(rank=0, tags=["gpu"])).status_code == 409
+    assert compute.stored() == before
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/octet-stream", "multipart/form-data"])
+def test_02_the_content_type_of_an_order_does_not_matter(compute: Service, content_type: str | None) -> None:
+    assert compute.post("/learn", data=body(), content_type=content_type).status_code == 202
+
+
+def test_64_a_job_that_has_ended_is_not_changed_by_a_cancel(compute: Service) -> None:
+    assert compute.post("/learn", data=body()).status_code == 202
+    assert compute.post(f"/jobs/{SPEC.id}/cancel").json["state"] == "cancelled"
+    before = compute.stored()
+    answer = compute.post(f"/jobs/{SPEC.id}/cancel")
+    assert (answer.status_code, answer.json["state"]) == (200, "cancelled")
+    assert "had ended already" in answer.json["message"]
+    assert compute.stored() == before
+
+
 def test_18_an_order_is_the_same_however_its_ids_are_written(compute: Service) -> None:
     assert compute.post("/learn", data=body()).status_code == 202
     before = compute.stored()

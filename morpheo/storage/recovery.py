@@ -1,0 +1,67 @@
+"""Jobs that somebody has to look after: their lease ran out, or their row cannot be read."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from morpheo.models import NIL_UUID, Blame, Cause, Failure, JobKind, JobSpec, JobState, LearnSpec, PredictSpec
+from morpheo.storage.clock import database_now
+from morpheo.storage.jobs import JobRepository
+from morpheo.storage.nodes import undisturbed
+from morpheo.storage.tables import JobRow
+
+_DAMAGED = Failure(
+    cause=Cause.INTERNAL_ERROR,
+    blame=Blame.INFRASTRUCTURE,
+    message="the order's row in the database is damaged and cannot be read; order it again with a new id",
+)
+
+
+class RecoveryRepository:
+    """Finds such jobs, and ends those that cannot be read, in one transaction."""
+
+    def __init__(self, session: Session, jobs: JobRepository) -> None:
+        self._session = session
+        self._jobs = jobs
+
+    def expired(self, *, lease_s: float) -> UUID | None:
+        """Return a running job whose lease has run out, locked where the database can; None if there is none."""
+        return self._session.scalar(
+            select(JobRow.id)
+            .where(
+                JobRow.state == JobState.RUNNING.value,
+                JobRow.lease_expires_at < database_now(),
+                undisturbed(lease_s),
+            )
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+
+    def bury(self, job_id: UUID) -> bool:
+        """End a job whose order cannot be read. What is left of that takes its place, so that the row can be."""
+        columns = JobRow.kind, JobRow.problem_id, JobRow.algo_id, JobRow.rank, JobRow.tags
+        found = self._session.execute(select(*columns).where(JobRow.id == job_id)).one_or_none()
+        if found is None:
+            return False
+        kind, problem, algo, rank, joined = found
+        tags = tuple(joined.split("+")) if joined else ()
+        spec: JobSpec = (
+            LearnSpec(
+                id=job_id,
+                problem=problem,
+                workflow=NIL_UUID,
+                algo=algo or NIL_UUID,
+                train_data=(),
+                test_data=(),
+                model_start=None,
+                model_end=NIL_UUID,
+                rank=rank or 0,
+                tags=tags,
+            )
+            if kind == JobKind.LEARN
+            else PredictSpec(id=job_id, problem=problem, workflow=NIL_UUID, model=NIL_UUID, data=NIL_UUID, tags=tags)
+        )
+        return self._jobs.give_up(job_id, _DAMAGED, spec)

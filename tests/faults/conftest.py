@@ -1,0 +1,46 @@
+"""One rig for all cases; each begins with a whole one, and ends with the invariants."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+import pytest
+from docker import APIClient
+
+from tests.conftest import missing
+from tests.faults.engine import Engine
+from tests.faults.invariants import check_invariants
+from tests.faults.rig import Rig, running_rig
+from tests.support.services import postgres_bin, redis_binary, weed_binary
+
+
+@pytest.fixture(scope="session")
+def faulty(engine: APIClient) -> Iterator[Rig]:
+    """The rig, which starts once."""
+    for name, found in {"Redis": redis_binary(), "PostgreSQL": postgres_bin(), "SeaweedFS": weed_binary()}.items():
+        if found is None:
+            missing(name)
+    if not Engine.can_be_made():
+        missing("root or dockerd")
+    with running_rig(engine) as rig:
+        yield rig
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a case that failed what was ordered in it, and the ends of the logs of all processes."""
+    report = yield
+    rig = getattr(item, "funcargs", {}).get("rig")
+    if report.failed and isinstance(rig, Rig):
+        report.sections.extend(rig.described())
+    return report
+
+
+@pytest.fixture
+def rig(faulty: Rig) -> Iterator[Rig]:
+    """The rig as a case finds it: whole, with nothing to do. Afterwards all that was promised must have been kept."""
+    faulty.settle()
+    faulty.forget_case()
+    yield faulty
+    faulty.settle()
+    check_invariants(faulty)
