@@ -11,9 +11,9 @@ import functools
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import psycopg
 import pytest
@@ -67,6 +67,26 @@ def _uses_engine(file: str) -> bool:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
     """Distribute the tests of a run with pytest-xdist."""
     return OneProcessForTheEngine(config, log)
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A fixture that can tell of processes of its own."""
+
+    def described(self) -> list[tuple[str, str]]:
+        """Return what helps to understand a failed test: titles and texts."""
+        ...
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a test that failed what its fixtures have to tell."""
+    report = yield
+    if report.failed:
+        for fixture in getattr(item, "funcargs", {}).values():
+            if isinstance(fixture, Described):
+                report.sections.extend(fixture.described())
+    return report
 
 
 def missing(what: str) -> NoReturn:

@@ -78,6 +78,10 @@ class Field:
     s3: S3Server
     hosts: tuple[Host, Host]
 
+    def described(self) -> list[tuple[str, str]]:
+        """Return what helps to understand a failed test: titles and texts."""
+        return self.site.described()
+
     def job(self, spec: LearnSpec) -> Job:
         return self.site.resources.jobs.get(spec.id)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
 import pytest
 from docker import APIClient
@@ -24,16 +24,6 @@ def faulty(engine: APIClient) -> Iterator[Rig]:
         missing("root or dockerd")
     with running_rig(engine) as rig:
         yield rig
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show with a case that failed what was ordered in it, and the ends of the logs of all processes."""
-    report = yield
-    rig = getattr(item, "funcargs", {}).get("rig")
-    if report.failed and isinstance(rig, Rig):
-        report.sections.extend(rig.described())
-    return report
 
 
 @pytest.fixture

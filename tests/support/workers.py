@@ -21,11 +21,14 @@ from morpheo.models import ArtifactKind, JobState, LearnSpec
 from morpheo.resources import Resources
 from morpheo.specs import spec_to_dict
 from morpheo.storage import migrate
+from morpheo.storage.job_filter import JobFilter
 from morpheo.testing import RecordingPublisher
 from tests.support.jobs import ALGO, PROBLEM, image_archive
 from tests.support.services import child, wait_until
 from tests.support.workbench import Workbench, make_workbench
 
+#: So much of each log is shown with a test that failed.
+LINES = 60
 #: Options of a worker with one node: each node, and each of its pool processes, imports everything anew.
 LEARN_ONLY = ("--predict-parallelism", "0")
 #: Waits for a folder that only its node can make.
@@ -72,6 +75,13 @@ class Site:
     def log(self, name: str) -> str:
         """Return what a worker has logged."""
         return (self.folder / f"{name}.log").read_text()
+
+    def described(self) -> list[tuple[str, str]]:
+        """Return all jobs, and the ends of what all workers have logged: titles and texts."""
+        logs = {path.name: path.read_text().splitlines()[-LINES:] for path in sorted(self.folder.glob("*.log"))}
+        newest, _ = self.resources.jobs.page(JobFilter(), limit=10)
+        jobs = [str(self.resources.jobs.get(job.spec.id)) for job in newest]
+        return [("jobs", "\n".join(jobs)), *((name, "\n".join(lines)) for name, lines in logs.items())]
 
     def cli(self, *arguments: str, status: int = 0) -> str:
         """Run the `morpheo` command; gives what it prints, to stderr if it fails."""
