@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import gzip
 import io
 import tarfile
 import threading
@@ -309,9 +310,9 @@ def _call(program: Program, container: FakeContainer) -> int:
 
 
 def make_archive(files: Mapping[str, bytes | str]) -> bytes:
-    """Return a ``.tar.gz`` with these files."""
+    """Return a ``.tar.gz`` with these files, the same bytes for the same files at any time."""
     target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w:gz") as tar:
+    with gzip.GzipFile(fileobj=target, mode="wb", mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
         for name, content in files.items():
             data = content.encode() if isinstance(content, str) else content
             info = tarfile.TarInfo(name)

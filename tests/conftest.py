@@ -7,6 +7,7 @@ missing its tests are skipped, unless the variable CI is set: then they fail.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import tempfile
@@ -26,6 +27,7 @@ from morpheo.storage.database import Database
 from morpheo.storage.local import LocalBlobStore
 from morpheo.storage.s3 import S3BlobStore
 from morpheo.testing import MemoryBlobStore
+from tests.support.engine import Engine
 from tests.support.services import (
     S3Server,
     engine_listens,
@@ -41,32 +43,40 @@ from tests.support.services import (
 )
 
 BASE_IMAGE = "morpheo/base:1"
+BASE_IMAGES = (BASE_IMAGE, f"{BASE_IMAGE}-hdf5")
 
 
-class OneProcessForTheEngine(LoadFileScheduling):
+class LongestFirst(LoadFileScheduling):
     """
-    Gives each file to one process, and all files that use the engine to the same.
+    Gives each file to one process: first those that use the engine, then those of few tests, which are long ones.
 
-    Many of these look at all that the engine has, before and after; and of two workers that make the same image at
-    once, one leaves its image without a name. Faults do not share one: each process has an installation of its own.
+    Many that use the engine look at all that it has, before and after; and of two workers that make the same image at
+    once, one leaves its image without a name. So each process has an engine of its own, or one process has them all.
+    Faults do not share one: each process has an installation of its own.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith("tests/faults/"):
             return nodeid
         file: str = super()._split_scope(nodeid)
-        return "the engine" if _uses_engine(file) else file
+        return "the engine" if not Engine.can_be_made() and _uses_engine(file) else file
+
+    def _assign_work_unit(self, node: Any) -> None:
+        first = min(self.workqueue, key=lambda scope: (not _uses_engine(scope), len(self.workqueue[scope])))
+        self.workqueue.move_to_end(first, last=False)
+        super()._assign_work_unit(node)
 
 
 @functools.cache
 def _uses_engine(file: str) -> bool:
     # The process that distributes collects no tests: it knows their names, but not their marks.
-    return "pytest.mark.docker" in (Path(__file__).parent.parent / file).read_text()
+    path = Path(__file__).parent.parent / file.partition("::")[0]
+    return file == "the engine" or "pytest.mark.docker" in path.read_text()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
     """Distribute the tests of a run with pytest-xdist."""
-    return OneProcessForTheEngine(config, log)
+    return LongestFirst(config, log)
 
 
 @runtime_checkable
@@ -256,8 +266,8 @@ def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[APIClient]:
-    """A container engine that has the base image."""
+def shared_engine() -> Iterator[APIClient]:
+    """The container engine of the whole run, which has the base image."""
     if not engine_listens():
         missing("a container engine")
     client = APIClient(base_url=engine_url(), version="auto", timeout=60)
@@ -266,3 +276,23 @@ def engine() -> Iterator[APIClient]:
         missing(f"the image {BASE_IMAGE}")
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def engine(shared_engine: APIClient) -> Iterator[APIClient]:
+    """A container engine that has the base images; each process of a run with pytest-xdist has its own if it may."""
+    if "PYTEST_XDIST_WORKER" not in os.environ or not Engine.can_be_made():
+        yield shared_engine
+        return
+    with tempfile.TemporaryDirectory(prefix="morpheo-e-") as folder, pytest.MonkeyPatch.context() as monkeypatch:
+        own = Engine(Path(folder) / "engine")
+        try:
+            own.start()
+            for tag in BASE_IMAGES:
+                if shared_engine.images(tag):
+                    own.load(shared_engine, tag)
+            monkeypatch.setenv("DOCKER_HOST", own.url)
+            with contextlib.closing(own.client()) as client:
+                yield client
+        finally:
+            own.remove()

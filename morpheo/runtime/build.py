@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import requests
@@ -29,7 +31,7 @@ _GROUPS = {"cgroupfs": "/morpheo-builds", "systemd": "morpheo-builds.slice"}
 _CPU_PERIOD_US = 100_000
 #: A build's container counts as a stray when it is older than any build by so much, in seconds.
 _STRAY_GRACE_S = 60
-#: How long the engine is given to end the container of a build that was stopped, in seconds.
+#: How long the engine is given to end a build that was stopped, and then its container, in seconds.
 _REMOVE_DEADLINE_S = 15
 #: How often an engine that is out is asked whether it is back, in seconds.
 _RETURN_EVERY_S = 0.2
@@ -40,7 +42,8 @@ class ImageBuild:
     Builds one image, without network or cache.
 
     The engine reports a failure as a line of its stream, not as an error; and it goes on building until its client
-    hangs up, so both the deadline and `stop` close the connection.
+    hangs up. The deadline and `stop` close one half of the connection only: over the other one comes what was made
+    meanwhile, which is to be removed.
 
     Args:
         client: Used for this build only.
@@ -75,14 +78,13 @@ class ImageBuild:
         self._stopped = False
         self._timed_out = False
         self._response: requests.Response | None = None
+        self._timers: list[threading.Timer] = []
         client.hooks = {"response": [self._keep_response]}
 
     def run(self, context: BinaryIO) -> BuildResult:
         """Build, and return how it ended; leaves no intermediate container or image behind."""
         began = time.monotonic()
-        watchdog = threading.Timer(self._spec.timeout_s, self._expire)
-        watchdog.daemon = True
-        watchdog.start()
+        self._call_after(self._spec.timeout_s, self._expire)
         try:
             self._follow(context)
         except (DockerException, requests.RequestException, HTTPError, AttributeError, ValueError):
@@ -90,8 +92,10 @@ class ImageBuild:
                 self._remove_container()
                 raise
         finally:
-            watchdog.cancel()
             self._client.hooks = {"response": []}
+            self._response = None
+            for timer in self._timers:
+                timer.cancel()
         if self._timed_out:
             self._client.ping()  # an engine that hangs is no fault of the build
         image_id = None if self._error or self._stopped else self._find()
@@ -106,11 +110,25 @@ class ImageBuild:
         )
 
     def stop(self) -> None:
-        """Hang up: the engine then kills the running instruction."""
+        """Let the engine know that nobody waits: it kills the running instruction, and says what it has made so far."""
         self._stopped = True
+        connection = self._response.raw.connection if self._response is not None else None
+        if connection is not None:
+            with contextlib.suppress(OSError, AttributeError):  # the build has just ended
+                # Not its own method: of a connection with TLS, that one would end its reading, too.
+                socket.socket.shutdown(connection.sock, socket.SHUT_WR)
+            self._call_after(_REMOVE_DEADLINE_S, self._hang_up)
+
+    def _hang_up(self) -> None:
         if self._response is not None:
             with contextlib.suppress(OSError, ValueError, HTTPError):
                 self._response.raw.shutdown()
+
+    def _call_after(self, seconds: float, function: Callable[[], None]) -> None:
+        timer = threading.Timer(seconds, function)
+        timer.daemon = True
+        timer.start()
+        self._timers.append(timer)
 
     def _expire(self) -> None:
         self._timed_out = True
@@ -144,18 +162,17 @@ class ImageBuild:
         )
         for line in lines:
             self._take(line)
-            if self._stopped:
-                return
 
     def _take(self, line: dict[str, Any]) -> None:
         text = str(line.get("stream") or line.get("status") or "")
-        self._log.write(text.encode("utf-8", "replace"))
+        if not self._stopped:
+            self._log.write(text.encode("utf-8", "replace"))
         if match := _INTERMEDIATE.search(text):
             self._intermediate.append(match[1])
         if match := _RUNNING.search(text):
             self._container = match[1]
         self._stages += bool(_STAGE.match(text))
-        if "error" in line or "errorDetail" in line:
+        if not self._stopped and ("error" in line or "errorDetail" in line):
             self._error = str(line.get("error") or line["errorDetail"].get("message"))
             self._log.write(self._error.encode("utf-8", "replace") + b"\n")
 

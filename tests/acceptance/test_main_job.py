@@ -26,7 +26,7 @@ from tests.support.services import wait_until
 pytestmark = pytest.mark.docker
 
 #: A job of three containers takes 2 s here; a slow machine gets much more.
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 HANG = "import time; print('hanging', flush=True); time.sleep(600)"
 

@@ -18,7 +18,7 @@ from tests.support.services import wait_until
 
 pytestmark = pytest.mark.docker
 
-PATIENCE_S = 60
+PATIENCE_S = 120
 SERVICES = ("compute", "storage", "worker")
 DONE = "morpheo_job_ends_total{cause=,kind=learn,state=succeeded}"
 EXITED = "morpheo_job_ends_total{cause=EXIT_CODE,kind=learn,state=failed}"

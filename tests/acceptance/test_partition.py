@@ -37,13 +37,16 @@ from tests.support.workers import HELD, Site, make_site
 
 pytestmark = [pytest.mark.docker, pytest.mark.database, pytest.mark.redis, pytest.mark.s3]
 
-PATIENCE_S = 60
+PATIENCE_S = 120
 LEASE_S, HEARTBEAT_S = 5.0, 0.5
 PASSWORD = "of-redis"
 #: The perf container waits for a folder that only its node can make.
 HELD_PROBLEM = PROBLEM.replace(
     "else:", "else:\n    import time\n    while not os.path.isdir(args.s + '/train/go'): time.sleep(0.05)"
 )
+#: A model that no log is as long as, and that fits into what a machine takes for a server that does not read.
+MODEL_BYTES = 32 << 10
+ALGO_WITH_BALLAST = f"{ALGO}open(args.V + '/model/ballast', 'wb').write(os.urandom({MODEL_BYTES}))\n"
 LOST_THEN_DONE = [AttemptOutcome.LOST, AttemptOutcome.SUCCEEDED]
 
 
@@ -108,7 +111,7 @@ class Field:
 
     def order(self, hold: str = "train") -> LearnSpec:
         """Order a learn job that waits for `release` at one of its steps."""
-        algo, problem = (ALGO, HELD_PROBLEM) if hold == "perf" else (HELD, PROBLEM)
+        algo, problem = (ALGO_WITH_BALLAST, HELD_PROBLEM) if hold == "perf" else (HELD, PROBLEM)
         store = self.site.bench.store
         spec = self.site.bench.learn_spec(
             algo=store(ArtifactKind.ALGO, image_archive(algo), name="a"),
@@ -117,12 +120,12 @@ class Field:
         self.site.resources.jobs.submit(spec)
         return spec
 
-    def s3_has_unread_request(self) -> bool:
-        """Return whether bytes wait for the S3 server that it does not read."""
+    def s3_has_unread_model(self) -> bool:
+        """Return whether so many bytes as a model has wait for the S3 server, which does not read them."""
         port = self.s3.endpoint.rpartition(":")[2]
         command = ["ss", "-Htn", "state", "established", "sport", "=", f":{port}"]
         lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-        return any(int(line.split()[0]) for line in lines)
+        return any(int(line.split()[0]) >= MODEL_BYTES for line in lines)
 
     @contextlib.contextmanager
     def locked(self, spec: LearnSpec) -> Iterator[None]:
@@ -287,7 +290,7 @@ def test_a_result_that_comes_too_late_is_refused(field: Field, how: str) -> None
     with ExitStack() as gone:
         with frozen(field.s3.pid):
             release(lost, field.job(spec))
-            wait_until(field.s3_has_unread_request, timeout_s=PATIENCE_S, what="an upload")
+            wait_until(field.s3_has_unread_model, timeout_s=PATIENCE_S, what="an upload")
             away = frozen(int(worker.split("-")[-2])) if how == "frozen" else field.network.cut_off(lost.name)
             gone.enter_context(away)
         wait_until(lambda: bool(field.blobs(spec)), timeout_s=PATIENCE_S, what="the late model")

@@ -8,21 +8,21 @@ import pytest
 from docker import APIClient
 
 from tests.conftest import missing
-from tests.faults.engine import Engine
 from tests.faults.invariants import check_invariants
 from tests.faults.rig import Rig, running_rig
+from tests.support.engine import Engine
 from tests.support.services import postgres_bin, redis_binary, weed_binary
 
 
 @pytest.fixture(scope="session")
-def faulty(engine: APIClient) -> Iterator[Rig]:
+def faulty(shared_engine: APIClient) -> Iterator[Rig]:
     """The rig, which starts once."""
     for name, found in {"Redis": redis_binary(), "PostgreSQL": postgres_bin(), "SeaweedFS": weed_binary()}.items():
         if found is None:
             missing(name)
     if not Engine.can_be_made():
         missing("root or dockerd")
-    with running_rig(engine) as rig:
+    with running_rig(shared_engine) as rig:
         yield rig
 
 

@@ -27,7 +27,7 @@ from morpheo.audit import Action
 from morpheo.models import ArtifactKind, AttemptOutcome, Job, JobSpec, JobState, LearnSpec
 from tests.faults.nodes import MAX_ATTEMPTS
 from tests.faults.rig import Rig, result_of
-from tests.faults.servers import wait_until
+from tests.support.servers import wait_until
 from tests.support.trail import trail
 
 #: How long a node may take to tidy up, and messages to drain, in seconds.

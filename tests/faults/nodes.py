@@ -16,7 +16,7 @@ from morpheo.cli.worker import node_commands
 from morpheo.config import PREFIX, Settings
 from morpheo.failpoints import ACTIONS, FAILPOINTS
 from tests.faults.links import Link
-from tests.faults.servers import PATIENCE_S, Server, lasting_port, wait_until
+from tests.support.servers import PATIENCE_S, Server, lasting_port, wait_until
 from tests.support.services import S3Server
 
 #: User and password of both APIs.

@@ -36,10 +36,10 @@ from morpheo.storage import migrate
 from morpheo.testing import RecordingPublisher
 from tests.conftest import BASE_IMAGE
 from tests.faults import programs
-from tests.faults.engine import Engine
 from tests.faults.links import Link, Switchboard
 from tests.faults.nodes import CELERY_CONFIG, LOGIN, Api, Worker, disarm, environment, make_api, make_worker
-from tests.faults.servers import PATIENCE_S, S3, Postgres, Redis, Server, wait_until
+from tests.support.engine import Engine
+from tests.support.servers import PATIENCE_S, S3, Postgres, Redis, Server, wait_until
 from tests.support.services import S3Server
 
 #: Every change of a job's state, written by the database itself.

@@ -19,7 +19,7 @@ from morpheo.models import ArtifactKind, AttemptOutcome
 from tests.faults.links import Cut
 from tests.faults.nodes import arm
 from tests.faults.rig import Rig
-from tests.faults.servers import wait_until
+from tests.support.servers import wait_until
 from tests.support.services import S3Server
 
 pytestmark = [pytest.mark.docker, pytest.mark.database, pytest.mark.redis, pytest.mark.s3]

@@ -14,7 +14,7 @@ import pytest
 from morpheo.models import AttemptOutcome, Job, JobSpec, JobState
 from tests.faults.nodes import LEASE_S, VISIBILITY_S
 from tests.faults.rig import Rig
-from tests.faults.servers import wait_until
+from tests.support.servers import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.database, pytest.mark.redis, pytest.mark.s3]
 

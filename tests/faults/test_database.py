@@ -16,7 +16,7 @@ from morpheo.models import AttemptOutcome, Job, JobSpec, JobState
 from tests.faults.links import Cut
 from tests.faults.nodes import LEASE_S, LOGIN, Worker
 from tests.faults.rig import Rig
-from tests.faults.servers import wait_until
+from tests.support.servers import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.database, pytest.mark.redis, pytest.mark.s3]
 

@@ -19,7 +19,7 @@ from morpheo.failpoints import FAILPOINTS
 from morpheo.models import AttemptOutcome, Blame, Cause, Job, JobSpec, JobState
 from tests.faults.nodes import HEARTBEAT_S, LEASE_S, MAX_ATTEMPTS, Worker
 from tests.faults.rig import Rig
-from tests.faults.servers import wait_until
+from tests.support.servers import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.database, pytest.mark.redis, pytest.mark.s3]
 

@@ -35,9 +35,9 @@ from morpheo.client import ComputeClient, StorageClient
 from morpheo.models import ArtifactKind, Blame, Cause, Job, JobSpec, JobState, LearnSpec, PredictSpec
 from morpheo.storage.database import Database
 from tests.conftest import BASE_IMAGE
-from tests.faults.engine import Engine
 from tests.hostile import payload
 from tests.hostile.sink import Sink
+from tests.support.engine import Engine
 from tests.support.services import wait_until
 from tests.support.trail import trail
 

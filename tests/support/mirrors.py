@@ -106,7 +106,7 @@ def make_mirrors(folder: Path) -> Iterator[Mirrors]:
             hidden = ["unshare", "--mount", "sh", "-c", f'mount --bind {folder}/hosts /etc/hosts && exec "$@"', "sh"]
             stack.enter_context(_running(world, [*hidden, *command], stderr=log, env=environment))
             # Its socket is there before it is listened on.
-            wait_until(lambda: b"listening" in mirrors.proxy_log.read_bytes(), timeout_s=60, what="the proxy")
+            wait_until(lambda: b"listening" in mirrors.proxy_log.read_bytes(), what="the proxy")
             yield mirrors
 
 

@@ -21,7 +21,7 @@ import psycopg
 import requests
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float = 60, what: str = "the condition") -> None:
+def wait_until(condition: Callable[[], bool], *, timeout_s: float = 120, what: str = "the condition") -> None:
     """Poll until a condition holds, or fail the test."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -157,7 +157,7 @@ def s3_server(folder: Path, binary: Path, *, host: str = "127.0.0.1") -> Iterato
             except requests.RequestException:
                 return False
 
-        wait_until(answers, timeout_s=60, what="S3")
+        wait_until(answers, what="S3")
         yield server
 
 
@@ -279,5 +279,5 @@ def rabbitmq_server(folder: Path, binary: Path) -> Iterator[str]:
             except OSError:
                 return False
 
-        wait_until(answers, timeout_s=60, what="RabbitMQ")
+        wait_until(answers, what="RabbitMQ")
         yield f"amqp://guest:guest@127.0.0.1:{ports['amqp']}"

@@ -145,14 +145,14 @@ class Site:
         return self.resources.jobs.get(job_id).state
 
     def wait_for(self, job_id: UUID, *states: JobState) -> None:
-        wait_until(lambda: self.state(job_id) in states, timeout_s=60, what=f"{job_id} to be {states}")
+        wait_until(lambda: self.state(job_id) in states, what=f"{job_id} to be {states}")
 
     def wait_for_step(self, job_id: UUID, name: str) -> None:
         def running() -> bool:
             attempts = self.resources.jobs.get(job_id).attempts
             return bool(attempts) and any(step.name == name for step in attempts[-1].steps)
 
-        wait_until(running, timeout_s=60, what=f"step {name}")
+        wait_until(running, what=f"step {name}")
 
 
 @contextlib.contextmanager

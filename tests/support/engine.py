@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 from docker import APIClient
 
-from tests.faults.servers import PATIENCE_S, Server, wait_until
+from tests.support.servers import PATIENCE_S, Server, wait_until
 
 
 class Engine(Server):

@@ -21,7 +21,8 @@ import requests
 
 from tests.support.services import S3Server, postgres_bin, redis_binary, weed_binary
 
-PATIENCE_S = 60
+#: A message that is lost costs a minute (`morpheo.sweeper.REPUBLISH_S`), and what comes then takes its time.
+PATIENCE_S = 90
 #: Pause between two looks, in seconds: what looks all the time takes the processors from what it waits for.
 _POLL_S = 0.1
 #: Not the one that pytest-randomly seeds: another rig on this machine would get the same ports.
