@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: Blobs that no row names are removed when they are older: nothing takes so long to be written.
 ORPHAN_AGE = timedelta(days=1)
+#: Blobs that are looked up at once.
+_BATCH = 500
 #: Why an artifact is in quarantine.
 LOST = "its blob is not in the store"
 CHANGED = "its blob has changed since it was stored"
@@ -151,6 +154,7 @@ class ArtifactService:
         with self._database.begin() as work:
             if not work.artifacts.repair(old, artifact.blob_key):
                 raise _taken(artifact.kind, artifact.id)
+            work.events.record(Action.BLOB_DELETED, "blob", old.blob_key)
         logger.warning("%s %s is repaired by an upload", old.kind, old.id)
         self.discard(old.blob_key)
         return dataclasses.replace(old, blob_key=artifact.blob_key, quarantine="")
@@ -311,10 +315,13 @@ class ArtifactService:
         horizon = datetime.now(UTC) - ORPHAN_AGE
         removed = self._blobs.sweep(horizon)
         for kind in ArtifactKind:
-            for blob in self._blobs.list(f"{kind}/"):
-                if blob.modified_at < horizon and not self._is_named(blob.key):
-                    self.delete_orphan(blob.key)
-                    removed += 1
+            old = (blob.key for blob in self._blobs.list(f"{kind}/") if blob.modified_at < horizon)
+            while keys := list(itertools.islice(old, _BATCH)):
+                with self._database.read() as work:
+                    orphans = work.artifacts.not_named(keys)
+                for key in orphans:
+                    self.delete_orphan(key)
+                removed += len(orphans)
         return removed
 
     def delete_orphan(self, key: str) -> bool:

@@ -133,9 +133,11 @@ def wins(sums: Sums, files: int, unit: float) -> Won:
 
 
 def compare_again(won: Won, sums: Sums, rows: Sequence[int], files: int, unit: float) -> None:
-    """Write into what `wins` returned how some algos compare with all others."""
+    """Write into what `wins` returned how some algos compare with all others; with too few files, nobody wins."""
+    if files < MIN_FILES:
+        return
     allowed, slack = tail(files), _slack(files, unit)
-    for row in rows if files >= MIN_FILES else ():
+    for row in rows:
         won[row, row + 1 :] = np.count_nonzero(sums[row + 1 :] >= sums[row] - slack, axis=1) <= allowed
         won[:row, row] = np.count_nonzero(sums[:row] <= sums[row] + slack, axis=1) <= allowed
 

@@ -119,6 +119,10 @@ class Execution:
         self._interrupt = interrupt
         self._inputs = Inputs(tools.artifacts, tools.cache, workspace=workspace, interrupt=interrupt)
         self._owner = Owner(job_id=job.id, attempt=job.attempt, worker=job.worker or "")
+        #: Bytes of outputs that have room on the disk.
+        self._promised = 0
+        #: What all output folders together may hold.
+        self._outputs = Quota(max_bytes=tools.limits.output_bytes, max_files=0)
         #: What is counted while containers run; None if a file system of its own limits it.
         self._quota: Quota | None = None
 
@@ -152,9 +156,17 @@ class Execution:
                 unpacked += grown
                 images += grown
         fetched = sum(item.size_bytes for item in inputs if not self._tools.cache.has(item))
-        # A model is there as its folder, its copy and its archive, which with the prediction are at their limits.
-        outputs = self._limits.prediction_bytes + (2 * self._limits.model.max_bytes) * isinstance(
-            self._job.spec, LearnSpec
+        # A model is there as its folder, its copy and its archive, which with the prediction are at their limits. What
+        # detarget writes is about as large as what it reads, and is copied.
+        test_bytes = 0
+        outputs = self._limits.prediction_bytes
+        if isinstance(self._job.spec, LearnSpec):
+            test_bytes = sum(item.size_bytes for item in inputs if item.id in self._job.spec.test_data)
+            outputs += 2 * (self._limits.model.max_bytes + test_bytes)
+        self._promised = self._limits.model.max_bytes + self._limits.prediction_bytes + 2 * test_bytes
+        self._outputs = Quota(
+            max_bytes=self._limits.output_bytes + 2 * test_bytes,
+            max_files=_SPARE_FILES * (self._limits.model.max_files + len(inputs)),
         )
         files = len(inputs) + self._limits.model.max_files
         return Need(data=fetched + unpacked + outputs, images=images, files=files)
@@ -164,7 +176,7 @@ class Execution:
         algo = self._inputs.find(ArtifactKind.ALGO, spec.algo)
         test_data = [self._inputs.find(ArtifactKind.DATA, data_id) for data_id in spec.test_data]
         images = {Image.PROBLEM: self._image(problem), Image.ALGO: self._image(algo)}
-        self._bound([folder for folder in Folder if folder.is_output], test_data)
+        self._bound([folder for folder in Folder if folder.is_output])
         self._inputs.link(test_data, Folder.TEST)
         self._inputs.link([self._inputs.find(ArtifactKind.DATA, data_id) for data_id in spec.train_data], Folder.TRAIN)
         if spec.rank > 0 and spec.model_start is not None:
@@ -189,11 +201,12 @@ class Execution:
         if model.algo is None:
             raise failed(Cause.ARTIFACT_NOT_FOUND, Blame.CUSTODIAN, f"model {model.id} names no algo")
         images = {Image.ALGO: self._image(self._inputs.find(ArtifactKind.ALGO, model.algo))}
-        self._bound([Folder.TEST_PRED], [])
+        self._bound([Folder.TEST_PRED])
         self._inputs.link([self._inputs.find(ArtifactKind.DATA, spec.data)], Folder.TEST)
         names = self._inputs.unpack_model(model, self._limits.archive)
-        if len(names) == 1 and names[0] != MODEL_FILE:
-            (self._workspace[Folder.MODEL] / MODEL_FILE).hardlink_to(self._workspace[Folder.MODEL] / names[0])
+        expected = self._workspace[Folder.MODEL] / MODEL_FILE
+        if len(names) == 1 and not expected.exists():  # which may be a folder, with that one file in it
+            expected.hardlink_to(self._workspace[Folder.MODEL] / names[0])
         self._container(predict_step(), images)
         self._harvest_predictions(Folder.TEST_PRED, [spec.data], StepName.PREDICT)
         failpoint("after_harvest")
@@ -201,17 +214,11 @@ class Execution:
         path = self._workspace.harvest(Folder.TEST_PRED) / str(spec.data)
         return Result(artifacts=(self._store(upload, path),))
 
-    def _bound(self, folders: Iterable[Folder], test_data: list[Artifact]) -> None:
-        # What detarget writes is about as large as what it reads.
-        limits, files = self._limits, sum(len(ids) for _, ids in self._job.spec.needs().values())
-        quota = Quota(
-            max_bytes=limits.output_bytes + 2 * sum(item.size_bytes for item in test_data),
-            max_files=_SPARE_FILES * (limits.model.max_files + files),
-        )
+    def _bound(self, folders: Iterable[Folder]) -> None:
         if self._tools.has_volumes():
-            self._workspace.bound(folders, quota)
+            self._workspace.bound(folders, self._outputs)
         else:
-            self._quota = quota
+            self._quota = self._outputs
 
     def _image(self, archive: Artifact) -> str:
         try:
@@ -238,7 +245,8 @@ class Execution:
         visible = self._workspace[Folder.VISIBLE]
         key = detarget_key(problem, test_data)
         with self._tools.cache.lock(f"detarget-{key}", self._interrupt):
-            if not self._tools.cache.link_detargeted(key, visible):
+            names = {str(item.id) for item in test_data}
+            if not self._tools.cache.link_detargeted(key, visible, names):
                 self._detarget(step, images, test_data)
                 self._tools.cache.keep_detargeted(key, visible)
 
@@ -288,12 +296,13 @@ class Execution:
             quota=self._quota,
             gpu=step.image is Image.ALGO and GPU_TAG in self._job.spec.tags,
         )
-        with self._steps.recording(step.name) as record:
+        with self._steps.recording(step.name) as record, self._workspace.watched() as check_written:
             result = record.result = self._tools.engines[step.image].run(
                 spec, interrupt=self._interrupt, log=record.log
             )
-        if not result.exit_code:
-            return result
+            if not result.exit_code:
+                check_written()
+                return result
         if self._tools.disk.stopped(result.log):
             self._blame_for_full_disk(step)
         return replace(result, over_quota=result.over_quota or self._workspace.is_full)
@@ -304,9 +313,9 @@ class Execution:
         return allowed if spec.time_limit_s is None else min(allowed, spec.time_limit_s)
 
     def _blame_for_full_disk(self, step: Step) -> None:
-        # A program may have filled the disk by itself: nothing but the size of each file is limited while it runs.
+        # A program may have filled the disk by itself, with more than it was promised room for.
         written = [self._workspace[mount.folder] for mount in step.mounts if mount.writable]
-        limit = self._limits.model.max_bytes + self._limits.prediction_bytes
+        limit = self._promised
         if used_bytes(written) > limit:
             message = f"{step.name} wrote more than {limit} bytes, and filled the worker's disk; write less"
             raise failed(Cause.OUTPUT_LIMIT, _BLAME[step.image], message, step.name)

@@ -28,7 +28,7 @@ from morpheo.runtime.contract import (
     Owner,
     unchecked_tag,
 )
-from morpheo.runtime.dockerfile import check_dockerfile, is_masked
+from morpheo.runtime.dockerfile import base_images, check_dockerfile, is_masked
 from morpheo.runtime.log import BoundedLog
 from morpheo.runtime.workspace import Workspace
 from morpheo.steps import StepLog
@@ -153,7 +153,7 @@ class ImageShelf:
         self._cache.link(archive, packed, interrupt)
         failpoint("after_download")
         with steps.recording(step) as record:
-            self._repack(archive, packed, context, interrupt)
+            self._repack(engine, archive, packed, context, interrupt)
             spec = BuildSpec(
                 owner=owner,
                 tag=unchecked_tag(owner, Image(archive.kind)),
@@ -189,11 +189,16 @@ class ImageShelf:
             context.seek(0)
             return engine.build(context, spec, interrupt=interrupt, log=log)
 
-    def _repack(self, archive: Artifact, packed: Path, context: Path, interrupt: Interrupt) -> None:
+    def _repack(
+        self, engine: ContainerRuntime, archive: Artifact, packed: Path, context: Path, interrupt: Interrupt
+    ) -> None:
         step, blame = _ROLES[archive.kind]
         try:
             dockerfile = repack_confined(packed, context, self._limits, interrupt)
             check_dockerfile(dockerfile, base_images=self._base_images)
+            # An engine that can reach a registry would ask it for what is not here, and take that from anybody.
+            if absent := [name for name in base_images(dockerfile) if engine.find_image(name) is None]:
+                raise BadArchive(f"FROM {absent[0]}: the container engine has no such image; ask the operator")
         except BadArchive as exc:
             raise failed(Cause.BAD_ARCHIVE, blame, f"the {archive.kind}'s archive: {exc}", step) from exc
 

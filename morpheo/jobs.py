@@ -18,9 +18,10 @@ from uuid import UUID
 from morpheo.access import SYSTEM, Principal
 from morpheo.artifacts import check_usable
 from morpheo.audit import Action
+from morpheo.challenges import is_insider
 from morpheo.errors import Conflict, InvalidInput, Unavailable
 from morpheo.failpoints import failpoint
-from morpheo.models import ArtifactKind, Job, JobSpec, JobState, LearnSpec, StepName
+from morpheo.models import ArtifactKind, Job, JobKind, JobSpec, JobState, LearnSpec, StepName
 from morpheo.specs import spec_digest
 from morpheo.storage.blobs import BlobStore
 from morpheo.storage.database import Database, UnitOfWork
@@ -195,11 +196,25 @@ def _check_needs(work: UnitOfWork, spec: JobSpec, by: Principal) -> UUID | None:
             raise InvalidInput(f"{field}: {kind} {missing[0]} not found in storage", field=field)
         for artifact in work.artifacts.quarantined(kind, ids):
             check_usable(artifact)
+        for model in ids if kind is ArtifactKind.MODEL else ():
+            if not _lets_out(work, model, by):
+                raise InvalidInput(f"{field}: model {model} is for the custodian of its problem", field=field)
     if isinstance(spec, LearnSpec):
         if work.artifacts.exists(ArtifactKind.MODEL, spec.model_end):
             raise InvalidInput(f"model_end: model {spec.model_end} exists already; give a new id", field="model_end")
         return spec.algo
     return work.artifacts.get(ArtifactKind.MODEL, spec.model).algo
+
+
+def _lets_out(work: UnitOfWork, model: UUID, by: Principal) -> bool:
+    """Return whether somebody may order with a model that they see: their own programs could copy out what is in it."""
+    job = None if by.is_admin or by.orders_anything else work.chains.of_result(JobKind.LEARN, model)
+    if job is None:
+        return True
+    if not job.planned:
+        return work.jobs.owner(job.id) == by.name
+    problem = work.challenges.problem(job.spec.problem)
+    return problem.disclosure.model_download or is_insider(by, problem)
 
 
 def _encode_mark(job: Job) -> str:

@@ -60,7 +60,8 @@ class Orchestrator:
             known = self._insert_problem(problem, by)
         except Conflict:  # the same problem, or another with its id, came at the same time: now its row is there
             known = self._insert_problem(problem, by)
-        if replace(known, created_at=problem.created_at, owner=problem.owner) != problem:
+        # What goes out of it may have been changed since.
+        if replace(known, created_at=problem.created_at, owner=problem.owner, disclosure=problem.disclosure) != problem:
             raise Conflict(f"another problem has the id {problem.id}")
         return known
 
@@ -188,7 +189,7 @@ class Orchestrator:
             chosen = model or work.chains.best_model(problem)
             if chosen is None:
                 raise NotFound(f"problem {problem_id} has no trained model yet")
-            check_stored(work, "model", ArtifactKind.MODEL, [chosen])
+            check_stored(work, "model", ArtifactKind.MODEL, [chosen], by=by if model else SYSTEM)
             algo = work.artifacts.get(ArtifactKind.MODEL, chosen).algo
             if model is not None:
                 _check_takes_part(work, model, algo, problem_id)
@@ -313,7 +314,7 @@ def _check_turn(work: UnitOfWork, problem: Problem, by: Principal) -> None:
 def _check_takes_part(work: UnitOfWork, model: UUID, algo: UUID | None, problem_id: UUID) -> None:
     submission = None if algo is None else _known_submission(work, algo)
     if submission is None or submission.problem != problem_id:
-        raise InvalidInput(f"model: {model} is of algo {algo}, which takes no part in this problem", field="model")
+        raise InvalidInput(f"model: {model} is of an algo that takes no part in this problem", field="model")
 
 
 def _known_problem(work: UnitOfWork, problem_id: UUID) -> Problem | None:

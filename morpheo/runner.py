@@ -36,7 +36,7 @@ from morpheo.errors import (
 from morpheo.execution import Execution, Tools
 from morpheo.failpoints import failpoint
 from morpheo.failures import infrastructure_failure
-from morpheo.heartbeat import CANCELLED, Heartbeat
+from morpheo.heartbeat import CANCELLED, FENCED, Heartbeat
 from morpheo.logs import about_job, adding
 from morpheo.models import AttemptOutcome, Job, JobFailed
 from morpheo.runtime.contract import Interrupt
@@ -224,6 +224,8 @@ class JobRunner:
             return self._end(job, AttemptOutcome.FAILED, failure=exc.failure)
         except Interrupted:
             logger.warning("attempt stopped: %s", interrupt.reason)
+            if interrupt.reason == FENCED:  # it is nobody's fault; somebody else may have the job by then
+                self._spool.keep(self._end(job, AttemptOutcome.RELEASED, message=FENCED))
             return self._end(job, AttemptOutcome.CANCELLED) if interrupt.reason == CANCELLED else None
         except Exception as exc:
             logger.warning("attempt failed", exc_info=True)

@@ -9,6 +9,7 @@ outlived their deadline are killed. In the blob store: blobs that no row names.
 from __future__ import annotations
 
 import logging
+import random
 import socket
 import threading
 import time
@@ -79,7 +80,8 @@ class Sweeper:
         self._work_dir = work_dir
         self._max_attempts = max_attempts
         self._lease_s = lease_s
-        self._blobs_swept_at = time.monotonic()
+        # Processes that were started together shall not list all blobs at the same moment.
+        self._blobs_swept_at = time.monotonic() - random.uniform(0, BLOBS_EVERY_S / 2)  # noqa: S311 - no secret
 
     def run(self, stop: threading.Event, *, every_s: float) -> None:
         """Sweep now and then every `every_s` seconds, until told to stop; an error only costs one turn."""

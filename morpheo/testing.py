@@ -188,9 +188,9 @@ class FakeRuntime:
             raise RuntimeUnavailable("no container engine answers")
 
     def find_image(self, tag: str) -> str | None:
-        """Return the id of the image with that tag."""
+        """Return the id of the image with that tag; the base image is always there."""
         self.check()
-        return self._tags.get(tag)
+        return self._tags.get(tag, tag if tag == "morpheo/base:1" else None)
 
     def inspect_image(self, image_id: str) -> ImageInfo:
         """Return what an image says of itself."""

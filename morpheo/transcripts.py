@@ -144,19 +144,21 @@ class Transcripts:
             steps: Which of them.
             stopping: Whether to stop before the end.
         """
-        final, tries = None, 0
+        now, final, tries = None, None, 0
         while not stopping():
             try:
                 job, pieces = self._look(job_id)
+                now = job.state if job.state.is_final else None
                 for text in self._news(job, pieces, after, steps):
                     after = text.after
                     yield text
             except (_Replaced, Unavailable):
                 tries += 1
-                over = final is not None and tries == TRIES
+                final = now  # also of a job whose log is lost
+                over = final is not None and tries >= TRIES
             else:
                 over, tries = final is not None, 0  # nothing was written after the look before
-                final = job.state if job.state.is_final else None
+                final = now
             if over and final is not None:
                 yield final
                 return

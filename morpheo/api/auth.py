@@ -8,6 +8,7 @@ All is decided before the body is read. Who they are is up to `morpheo.logins`, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, request
 
@@ -15,7 +16,7 @@ from morpheo.access import NOBODY, ORCHESTRATOR_OF_2017, Principal
 from morpheo.actors import act_as
 from morpheo.api.app import current_resources
 from morpheo.api.rights import admit, is_public, rule_of, too_many
-from morpheo.errors import Throttled
+from morpheo.errors import Forbidden, Throttled
 
 
 def require_login(app: Flask, refusal: Callable[[], Response]) -> None:
@@ -33,6 +34,7 @@ def _decide(refusal: Callable[[], Response]) -> Response | None:
     # A browser sends no password with its preflight.
     if is_public(request.endpoint) or request.method == "OPTIONS":
         return None
+    _check_origin()
     try:
         principal = _who()
     except Throttled as exc:
@@ -43,6 +45,24 @@ def _decide(refusal: Callable[[], Response]) -> Response | None:
     if not principal.is_admin and (wait_s := current_resources().rate_limit.take(principal.name)):
         return too_many("too many requests", wait_s)
     return admit(principal)
+
+
+def _check_origin() -> None:
+    """
+    Do nothing unless a page of another site let a browser send this, with the login that it remembers for this one.
+
+    A form needs no leave of ours to be sent (cross-site request forgery); of CORS only reading the answer does.
+
+    Raises:
+        Forbidden: such a page did, and its origin is not in the settings.
+    """
+    origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site")
+    allowed = current_resources().settings.cors_origins
+    if request.method in ("GET", "HEAD") or "*" in allowed or origin in allowed:
+        return
+    foreign = site == "cross-site" if site else origin is not None and urlsplit(origin).netloc != request.host
+    if foreign:
+        raise Forbidden("pages of this origin may not call this service; see MORPHEO_CORS_ORIGINS")
 
 
 def _who() -> Principal | None:

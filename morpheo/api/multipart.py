@@ -136,6 +136,8 @@ class MultipartReader:
             if not more:
                 break
             piece += more
+            if len(piece) > _MAX_BUFFERED + 2 * _READ_SIZE:  # no file happens to be like that
+                raise InvalidInput("Error parsing multipart data: too many boundaries that are cut short")
         return piece
 
 

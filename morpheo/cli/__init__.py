@@ -13,7 +13,7 @@ import click
 
 from morpheo import __version__
 from morpheo.actors import acting_as
-from morpheo.cli.common import report_errors
+from morpheo.cli.common import EXIT_INTERRUPTED, report_errors
 
 #: Where each command is; imported when it is asked for, because the servers' libraries take a second.
 COMMANDS = {
@@ -95,7 +95,15 @@ def main() -> None:
     # The leaderboard's products are small: threads cost them more than they give. Read once, when numpy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with report_errors():
-        morpheo(_arguments(Path(sys.argv[0]).name, sys.argv[1:]), prog_name="morpheo")
+        try:
+            status = morpheo.main(_arguments(Path(sys.argv[0]).name, sys.argv[1:]), "morpheo", standalone_mode=False)
+        except click.ClickException as exc:
+            exc.show()
+            sys.exit(exc.exit_code)
+        except click.Abort:
+            click.echo("Interrupted.", err=True)
+            sys.exit(EXIT_INTERRUPTED)
+        sys.exit(status)
 
 
 def _arguments(executable: str, given: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ from morpheo.challenges import Problem, Submission
 from morpheo.cli.chains import Chain, make_chain, words_of
 from morpheo.cli.common import (
     UUID_TYPE,
+    compute_client,
     json_option,
     orchestrator_client,
     out,
@@ -163,7 +164,12 @@ def retry(job_id: UUID, as_json: bool) -> None:
     A chain goes on if this rank stalls it; any other rank waits until the chain goes on.
     """
     orchestrator = orchestrator_client()
-    again = orchestrator.retry(job_id)
+    try:
+        again = orchestrator.retry(job_id)
+    except ApiError as exc:
+        if exc.status != HTTPStatus.NOT_FOUND:
+            raise
+        again = compute_client().retry(job_id).id  # one that was ordered by itself
     if as_json:
         print_json({"job": again})
         return

@@ -33,6 +33,8 @@ def add_data(files: tuple[Source, ...], problems: tuple[str, ...], as_json: bool
     if twice:
         raise click.UsageError(f"{twice[0]} is given twice")
     chosen = [find_problem(given) for given in problems]
+    if len({item.id for item in chosen}) < len(chosen):
+        raise click.UsageError("a problem is named twice")
     with uploads() as made:
         ids = made.data(files)
         made.complete = True

@@ -166,7 +166,7 @@ def _run(settings: Settings, ports: Ports, *, redis_password: str, reload: bool,
     try:
         from honcho import manager as honcho  # noqa: PLC0415 - of the dev extra
     except ImportError as exc:
-        raise MorpheoError("`morpheo dev` needs the dev extra: pip install 'morpheo[dev]'") from exc
+        raise MorpheoError("`morpheo dev` needs the dev extra: in a checkout, pip install '.[dev]'") from exc
     honcho.KILL_WAIT = settings.stop_grace_s + STOP_MARGIN_S
     manager = honcho.Manager()
     password = settings.password.get_secret_value() or DEV_PASSWORD

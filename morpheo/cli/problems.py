@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -26,7 +26,6 @@ from morpheo.cli.common import (
 )
 from morpheo.cli.find import find_problem
 from morpheo.cli.sources import FILE_OR_ID, FOLDER_OR_ID, Source, uploads
-from morpheo.client import OrchestratorClient
 from morpheo.disclosure import DEFAULT, MAX_DIGITS, MAX_TIME_STEP_S, Disclosure, Logs
 from morpheo.errors import ApiError
 from morpheo.models import ArtifactKind
@@ -174,11 +173,14 @@ def set_problem(given: str, as_json: bool, **disclosed: Any) -> None:
 def list_problems(as_json: bool) -> None:
     """List problems, oldest first."""
     orchestrator = orchestrator_client()
-    algos = Counter(item.problem for item in orchestrator.submissions())
-    data = _data_files(orchestrator)
+    algos = _counted(lambda: (item.problem for item in orchestrator.submissions()))
+    data = _counted(lambda: (problem for item in orchestrator.datasets() for problem in item.problems))
     problems = orchestrator.problems()
     if as_json:
-        counts = [{"algos": algos[item.id], "data": None if data is None else data[item.id]} for item in problems]
+        counts = [
+            {"algos": None if algos is None else algos[item.id], "data": None if data is None else data[item.id]}
+            for item in problems
+        ]
         print_json([{**vars(item), **count} for item, count in zip(problems, counts, strict=True)])
         return
     table = Table("id", "name", "batch size", "best is", "algos", "data", "test data", "submitters see")
@@ -188,7 +190,7 @@ def list_problems(as_json: bool) -> None:
             shown(item.name) or "-",
             str(item.batch_size),
             "highest" if item.higher_is_better else "lowest",
-            str(algos[item.id]),
+            "-" if algos is None else str(algos[item.id]),
             "-" if data is None else str(data[item.id]),
             str(len(item.test_data)),
             item.disclosure.logs + (", models" if item.disclosure.model_download else ""),
@@ -196,10 +198,10 @@ def list_problems(as_json: bool) -> None:
     out.print(table)
 
 
-def _data_files(orchestrator: OrchestratorClient) -> Counter[UUID] | None:
-    """Return how many files are registered for each problem, None if that is not for who asks."""
+def _counted(ask: Callable[[], Iterable[UUID]]) -> Counter[UUID] | None:
+    """Return how many things that somebody sees there are of each problem, None if they are not for who asks."""
     try:
-        return Counter(identifier for item in orchestrator.datasets() for identifier in item.problems)
+        return Counter(ask())
     except ApiError as exc:
         if exc.status != HTTPStatus.FORBIDDEN:
             raise

@@ -29,7 +29,7 @@ def _of_notebooks(method: Callable[_Arguments, _Result]) -> Callable[_Arguments,
         try:
             return method(*args, **kwargs)
         except ModuleNotFoundError as exc:
-            raise MorpheoError(f"{exc.name} is not installed; run: pip install 'morpheo[notebook]'") from exc
+            raise MorpheoError(f"{exc.name} is not installed; in a checkout, run: pip install '.[notebook]'") from exc
 
     return wrapped
 

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, BinaryIO
 
 import requests
@@ -33,6 +34,8 @@ _CPU_PERIOD_US = 100_000
 _STRAY_GRACE_S = 60
 #: How long the engine is given to end a build that was stopped, and then its container, in seconds.
 _REMOVE_DEADLINE_S = 15
+#: How many images a build may tell of: two for each instruction are fewer, but its programs may print such lines, too.
+_MAX_TOLD = 1024
 #: How often an engine that is out is asked whether it is back, in seconds.
 _RETURN_EVERY_S = 0.2
 
@@ -73,7 +76,8 @@ class ImageBuild:
         self._error = ""
         #: Id of the container of the latest instruction.
         self._container = ""
-        self._intermediate: list[str] = []
+        #: Ids of images in between, in the order in which they were told.
+        self._intermediate: dict[str, None] = {}
         self._stages = 0
         self._stopped = False
         self._timed_out = False
@@ -168,7 +172,12 @@ class ImageBuild:
         if not self._stopped:
             self._log.write(text.encode("utf-8", "replace"))
         if match := _INTERMEDIATE.search(text):
-            self._intermediate.append(match[1])
+            self._intermediate[match[1]] = None
+            if len(self._intermediate) > 2 * _MAX_TOLD:
+                self._intermediate.pop(next(iter(self._intermediate)))
+            if len(self._intermediate) == _MAX_TOLD:
+                self._error = f"it prints what only the engine says, that it made an image, more than {_MAX_TOLD} times"
+                self.stop()
         if match := _RUNNING.search(text):
             self._container = match[1]
         self._stages += bool(_STAGE.match(text))
@@ -215,7 +224,11 @@ class ImageBuild:
 
 def build_group(client: APIClient) -> str:
     """Return the control group in which an engine runs the instructions of builds; empty if it has none."""
-    return _GROUPS.get(client.info().get("CgroupDriver", ""), "")
+    return _group(client.info())
+
+
+def _group(info: dict[str, Any]) -> str:
+    return _GROUPS.get(info.get("CgroupDriver", ""), "")
 
 
 def remove_strays(client: APIClient, *, build_timeout_s: float) -> int:
@@ -225,8 +238,9 @@ def remove_strays(client: APIClient, *, build_timeout_s: float) -> int:
     An engine that is killed forgets its builds, not their containers, which have no labels (``trust`` 0.16). They are
     known by their control group, and by being older than a build may be.
     """
-    group = build_group(client)
-    oldest = time.time() - build_timeout_s - _STRAY_GRACE_S
+    info = client.info()
+    group = _group(info)
+    oldest = datetime.fromisoformat(info["SystemTime"]).timestamp() - build_timeout_s - _STRAY_GRACE_S
     strays = 0
     for container in client.containers(all=True) if group else ():
         if container["Created"] > oldest:

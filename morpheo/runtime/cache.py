@@ -17,10 +17,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -37,6 +37,10 @@ LOCK_POLL_S = 1.0
 #: A file that is being fetched is not evicted, unless nothing was written to it for so long.
 _STALE_FETCH_S = 3600.0
 _FETCHING = "fetch-"
+_MAKING = "make-"
+_REMOVING = "remove-"
+#: What names begin with of that which is written under a lock, and what the name of that lock begins with.
+_UNDER_LOCK = {_FETCHING: "", _MAKING: "detarget-"}
 
 
 class NodeCache:
@@ -87,13 +91,9 @@ class NodeCache:
             Interrupted: the interrupt was set.
         """
         cached = self._blobs / artifact.sha256
-        try:
-            os.link(cached, target)
-        except FileNotFoundError:
+        if not _link_whole(cached, target, artifact.size_bytes):
             with self.lock(artifact.sha256, interrupt):
-                try:
-                    os.link(cached, target)  # fetched by another job meanwhile
-                except FileNotFoundError:
+                if not _link_whole(cached, target, artifact.size_bytes):  # fetched by another job meanwhile
                     self._fetch(artifact, cached, target, interrupt)
         os.utime(target)  # the time of its last use
 
@@ -108,6 +108,8 @@ class NodeCache:
                     interrupt.check()
                     digest.update(piece)
                     file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())  # or after a power cut there would be its name, and not what is in it
             if digest.hexdigest() != artifact.sha256:
                 raise CorruptBlob(f"the blob of {artifact.kind} {artifact.id} has changed since it was stored")
             partial.chmod(0o444)
@@ -134,16 +136,20 @@ class NodeCache:
                 excess -= stat.st_size
 
     def drop_abandoned(self) -> int:
-        """Remove what jobs had half fetched whose worker was killed; return how many files there were."""
+        """Remove what workers that were killed had half fetched, made or removed; return how much there was."""
         count = 0
         self._locks.mkdir(parents=True, exist_ok=True)
-        for path in _children(self._blobs):
-            if path.name.startswith(_FETCHING):
-                # Whoever fetches it holds its lock.
-                lock = FileLock(self._locks / path.name.removeprefix(_FETCHING), timeout=0)
-                with contextlib.suppress(Timeout), lock:
-                    path.unlink(missing_ok=True)
-                    count += 1
+        for path in [*_children(self._blobs), *_children(self._detarget)]:
+            for beginning, lock_name in _UNDER_LOCK.items():
+                if path.name.startswith(beginning):
+                    # Whoever is at it holds its lock.
+                    lock = FileLock(self._locks / (lock_name + path.name.removeprefix(beginning)), timeout=0)
+                    with contextlib.suppress(Timeout), lock:
+                        _remove(path)
+                        count += 1
+            if path.name.startswith(_REMOVING):
+                _remove(path)
+                count += 1
         return count
 
     def has(self, artifact: Artifact) -> bool:
@@ -157,15 +163,12 @@ class NodeCache:
             with contextlib.suppress(FileNotFoundError):
                 found = path.stat()
                 fetching = path.name.startswith(_FETCHING) and time.time() - found.st_mtime < _STALE_FETCH_S
-                if path.is_dir() or (found.st_nlink == 1 and not fetching):
+                if (path.is_dir() and not path.name.startswith(_MAKING)) or (found.st_nlink == 1 and not fetching):
                     idle.append((found.st_mtime, path))
         for _, path in sorted(idle):
             if enough():
                 return
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            _remove(path)
 
     def hold_image(self, name: str, target: Path, interrupt: Interrupt) -> None:
         """
@@ -209,30 +212,46 @@ class NodeCache:
                     path.unlink()
                 yield path.name
 
-    def link_detargeted(self, key: str, folder: Path) -> bool:
-        """Fill a folder with a test set whose targets were hidden before; False if this one is not here."""
-        cached = self._detarget / key
-        linked: list[Path] = []
+    def link_detargeted(self, key: str, folder: Path, names: Collection[str]) -> bool:
+        """
+        Fill a folder with a test set whose targets were hidden before.
+
+        Args:
+            key: Of the test set.
+            folder: One without files.
+            names: Of the files that the test set has; one that lacks some, after a power cut, is none.
+
+        Returns:
+            Whether it is here; if not, the folder has no files.
+        """
+        cached, linked = self._detarget / key, set[str]()
         try:
             os.utime(cached)  # the time of its last use
             for path in cached.iterdir():
                 os.link(path, folder / path.name)
-                linked.append(folder / path.name)
+                linked.add(path.name)
         except FileNotFoundError:  # never made, or evicted just now
-            for path in linked:
-                path.unlink()
-            return False
-        return True
+            pass
+        else:
+            if linked == set(names):
+                return True
+        for name in linked:
+            (folder / name).unlink()
+        _remove(cached)
+        return False
 
     def keep_detargeted(self, key: str, folder: Path) -> None:
-        """Remember a test set whose targets are hidden; its files must not change any more."""
-        self._detarget.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=self._detarget))
+        """Remember a test set whose targets are hidden, under its lock; its files must not change any more."""
+        temporary = self._detarget / f"{_MAKING}{key}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
         try:
             for path in folder.iterdir():
                 if path.is_file():
+                    _sync(path)
                     os.link(path, temporary / path.name)
-            with contextlib.suppress(OSError):  # another job was faster
+            _sync(temporary)
+            with contextlib.suppress(OSError):  # it is there
                 temporary.rename(self._detarget / key)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -246,9 +265,41 @@ class NodeCache:
                 sizes[folder] = folder.stat().st_mtime, sum(path.stat().st_size for path in folder.iterdir())
         excess = sum(size for _, size in sizes.values()) - self._max_bytes
         for folder, (_, size) in sorted(sizes.items(), key=lambda item: item[1][0]):
-            if excess > 0 and folder.name != kept:
-                shutil.rmtree(folder, ignore_errors=True)
+            if excess > 0 and folder.name != kept and not folder.name.startswith(_MAKING):
+                _remove(folder)
                 excess -= size
+
+
+def _link_whole(cached: Path, target: Path, size_bytes: int) -> bool:
+    """Link a cached file; False if it is not there, or cut short: what was written just before a power cut may be."""
+    try:
+        os.link(cached, target)
+    except FileNotFoundError:
+        return False
+    if target.stat().st_size == size_bytes:
+        return True
+    target.unlink()
+    cached.unlink(missing_ok=True)
+    return False
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder as a whole: a part of one must not be taken for it, whoever is killed meanwhile."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    doomed = path.with_name(f"{_REMOVING}{secrets.token_hex(8)}")
+    with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _children(folder: Path) -> list[Path]:

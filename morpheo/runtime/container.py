@@ -109,6 +109,8 @@ class RunningContainer:
         timed_out = seconds >= self._spec.timeout_s and (killed or self._engine_was_out)
         if self._engine_was_out and killed and not (timed_out or state["OOMKilled"]):
             raise RuntimeUnavailable("the container engine was restarted, and the container ended with it")
+        if self._is_overdue_by_the_clock_only(state, seconds):
+            raise RuntimeUnavailable("the clock of the container engine jumped, or the machine slept, while it ran")
         self._patiently(follower.finish)
         return StepResult(
             exit_code=state["ExitCode"],
@@ -119,6 +121,12 @@ class RunningContainer:
             peak_memory_bytes=self._profile.memory_bytes if state["OOMKilled"] else memory.peak_bytes,
             log=self._log.text(),
         )
+
+    def _is_overdue_by_the_clock_only(self, state: dict[str, Any], seconds: float) -> bool:
+        # Then whoever sweeps has killed it (`kill_overdue`), and it has not had its time.
+        was_killed = state["ExitCode"] == SIGKILLED and not (state["OOMKilled"] or self._was_killed)
+        limit_s = self._spec.timeout_s
+        return was_killed and seconds < limit_s <= _seconds(state["StartedAt"], state["FinishedAt"])
 
     def _wait(self, began: float) -> dict[str, Any]:
         """Return the state of the container when it has ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import re
 import socket
 import struct
@@ -38,6 +39,8 @@ from morpheo.runtime.contract import (
 from morpheo.runtime.log import BoundedLog
 from morpheo.runtime.network import relayed
 from morpheo.runtime.profile import LABEL_ATTEMPT, LABEL_JOB, LABEL_NODE, create_arguments
+
+logger = logging.getLogger(__name__)
 
 #: How long the engine is asked again to remove a container that is busy, in seconds.
 REMOVE_DEADLINE_S = 30
@@ -202,7 +205,10 @@ class DockerRuntime:
             interrupt.check()  # a container that the interrupter removed is no fault of the engine
             raise
         finally:
-            self._remove(spec.name)
+            try:
+                self._remove(spec.name)
+            except RuntimeUnavailable:  # its work is done: the next sweep removes it
+                logger.warning("a container could not be removed yet: %s", spec.name, exc_info=True)
         interrupt.check()
         return result
 

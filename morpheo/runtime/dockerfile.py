@@ -24,6 +24,7 @@ _REFUSED = {
 }
 _FLAG = re.compile(r"--([a-z-]+)(?:=([A-Za-z0-9:._/-]+))?")
 _DIRECTIVE = re.compile(r"#\s*(syntax|escape|check)\s*=", re.IGNORECASE)
+_SIGNAL = re.compile(r"[A-Za-z0-9+-]{1,16}")
 _STAGE = re.compile(r"[a-z][a-z0-9_.-]*")
 #: The engine keeps an image for each instruction, with all variables and labels.
 _MAX_INSTRUCTIONS = 500
@@ -85,6 +86,8 @@ class _Found:
             raise BadArchive(f"Dockerfile line {number}: flags of RUN are not accepted")
         if keyword in ("RUN", "COPY", "ADD") and "<<" in rest:  # some engines would skip the lines that follow
             raise BadArchive(f"Dockerfile line {number}: << is not accepted; COPY a script from the archive and run it")
+        if keyword == "STOPSIGNAL" and not _SIGNAL.fullmatch(rest):  # the engine quotes what is none of its signals
+            raise BadArchive(f"Dockerfile line {number}: STOPSIGNAL takes the name or the number of a signal")
         if keyword == "WORKDIR":
             self._folder = _checked_folder(self._folder, rest, number)
         self._count(number, keyword, rest)

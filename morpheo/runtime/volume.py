@@ -7,6 +7,7 @@ machine allows that is found out once; where it does not, output folders are cou
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -67,6 +68,23 @@ def is_full(mount: Path) -> bool:
     found = os.statvfs(mount)
     # What does not fit as a whole may not be written at all, and leaves some room.
     return found.f_bavail * _NEARLY < found.f_blocks or found.f_favail == 0
+
+
+def check_written(descriptor: int) -> None:
+    """
+    Let all that was written to a file system reach the disk.
+
+    Nobody was told if that failed: the file is sparse, and programs write to memory first.
+
+    Args:
+        descriptor: Of a folder in it, open since before anything was written: only so is an error told (syncfs(2)).
+
+    Raises:
+        DiskFull: not all of it did, since the disk is full or broken.
+    """
+    if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+        why = os.strerror(ctypes.get_errno())
+        raise DiskFull(f"what the containers wrote did not fit on this worker's disk ({why}); make room there")
 
 
 def unmount_below(folder: Path) -> None:

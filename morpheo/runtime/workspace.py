@@ -25,10 +25,12 @@ Only the output folders belong to the containers' user: ``detargeted``, ``model`
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import os
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,7 +39,7 @@ from uuid import UUID
 from morpheo.errors import DiskFull, RuntimeUnavailable
 from morpheo.runtime.contract import Bind, Folder, Owner, Step
 from morpheo.runtime.quota import Quota
-from morpheo.runtime.volume import MOUNT, is_full, mount_volume, unmount_below
+from morpheo.runtime.volume import MOUNT, check_written, is_full, mount_volume, unmount_below
 
 #: What algos write; problems and the platform write the rest.
 _OF_ALGOS = frozenset({Folder.MODEL, Folder.TRAIN_PRED, Folder.TEST_PRED})
@@ -105,6 +107,23 @@ class Workspace:
     def is_full(self) -> bool:
         """Whether the file system of the output folders takes no more; False without one."""
         return self._volume is not None and is_full(self._volume)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[Callable[[], None]]:
+        """
+        Give something to call in the block in which a container writes, when it has ended.
+
+        It raises DiskFull if the disk has not all that was written to the file system of the output folders, though
+        the container was not told so.
+        """
+        if self._volume is None:
+            yield lambda: None
+            return
+        descriptor = os.open(self._volume, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            yield functools.partial(check_written, descriptor)
+        finally:
+            os.close(descriptor)
 
     def harvest(self, folder: Folder) -> Path:
         """Return the folder for copies of an output."""

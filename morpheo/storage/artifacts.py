@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -85,6 +85,11 @@ class ArtifactRepository:
     def names_blob(self, key: str) -> bool:
         """Whether an artifact's blob has that key."""
         return self._session.scalar(select(ArtifactRow.id).where(ArtifactRow.blob_key == key)) is not None
+
+    def not_named(self, keys: Sequence[str]) -> list[str]:
+        """Return those keys that no artifact's blob has, in the order given."""
+        named = set(self._session.scalars(select(ArtifactRow.blob_key).where(ArtifactRow.blob_key.in_(keys))))
+        return [key for key in keys if key not in named]
 
     def missing(self, kind: ArtifactKind, ids: Iterable[UUID], *, by: Principal = SYSTEM) -> list[UUID]:
         """Return those ids that no artifact of that kind has that somebody sees, in the order given."""

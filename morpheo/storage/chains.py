@@ -13,7 +13,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from morpheo.access import SYSTEM, Principal
 from morpheo.challenges import Problem
-from morpheo.models import Artifact, Job, JobKind, JobState, LearnSpec
+from morpheo.models import Artifact, ArtifactKind, Job, JobKind, JobState, LearnSpec
 from morpheo.specs import spec_digest, spec_to_dict
 from morpheo.storage.rows import to_job
 from morpheo.storage.tables import ArtifactRow, JobRow
@@ -64,10 +64,15 @@ class ChainRepository:
         return [spec for spec in specs if isinstance(spec, LearnSpec)]
 
     def best_model(self, problem: Problem, *, algo: UUID | None = None) -> UUID | None:
-        """Return the best model of a problem, or of one algo in it, or None; of equals, the first rank's."""
+        """Return the best model of a problem, or of one algo in it, not in quarantine; of equals, the first's."""
         by_perf = JobRow.perf.desc() if problem.higher_is_better else JobRow.perf.asc()
         chains = _chains(problem.id) if algo is None else _chain(algo)
-        query = select(JobRow.result_id).where(*chains, JobRow.state == JobState.SUCCEEDED.value)
+        damaged = select(ArtifactRow.id).where(
+            ArtifactRow.kind == ArtifactKind.MODEL.value,
+            ArtifactRow.id == JobRow.result_id,
+            ArtifactRow.quarantined_at.is_not(None),
+        )
+        query = select(JobRow.result_id).where(*chains, JobRow.state == JobState.SUCCEEDED.value, ~damaged.exists())
         return self._session.scalar(query.order_by(by_perf, JobRow.rank, JobRow.id).limit(1))
 
     def with_free_id(self, job_id: UUID, attempt: int, results: Sequence[Artifact]) -> Sequence[Artifact]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, and_, case, insert, not_, or_, select, true, tuple_, update
+from sqlalchemy import Select, and_, case, func, insert, not_, or_, select, true, tuple_, update
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -251,9 +251,13 @@ class JobRepository:
         ).scalar_one_or_none()
 
     def waited_s(self, job_id: UUID) -> float:
-        """Return how long ago a job was claimed for the first time, in seconds by the database's clock."""
-        age = self._session.scalar(select(database_now() - JobRow.started_at).where(JobRow.id == job_id))
-        return max(0.0, age or 0.0)
+        """Return since when a job has only been given back for another try, in seconds by the database's clock."""
+        retried, of_job = AttemptOutcome.RETRIED.value, AttemptRow.job_id == job_id
+        over = AttemptRow.ended_at.is_not(None)
+        other = select(func.max(AttemptRow.number)).where(of_job, over, AttemptRow.outcome != retried)
+        in_a_row = of_job, over, AttemptRow.number > func.coalesce(other.scalar_subquery(), 0)
+        waited_s = self._session.scalar(select(database_now() - func.min(AttemptRow.ended_at)).where(*in_a_row))
+        return max(0.0, waited_s or 0.0)
 
     def cancel_requested(self, job_id: UUID, attempt: int) -> bool | None:
         """Return what `renew` does, without renewing anything."""
@@ -327,11 +331,10 @@ class JobRepository:
             asks = update(JobRow).where(JobRow.id == job_id, JobRow.cancel_requested.is_(False))
             if self._session.scalar(asks.values(cancel_requested=True).returning(JobRow.id)):
                 self._events.record(Action.JOB_CANCEL_REQUESTED, "job", job_id)
-        elif (
-            self._move(JobState.CANCELLED, JobRow.id == job_id, **failure_columns(CANCELLED))
-            and state == JobState.WAITING
-        ):
-            self.changes.pop()  # a rank that had not its turn yet is left out of its chain, which goes on
+        elif self._move(JobState.CANCELLED, JobRow.id == job_id, **failure_columns(CANCELLED)):
+            end_open_attempts(self._session, job_id, AttemptOutcome.CANCELLED, CANCELLED.message)
+            if state == JobState.WAITING:
+                self.changes.pop()  # a rank that had not its turn yet is left out of its chain, which goes on
 
     def _move(
         self, to: JobState, *where: ColumnElement[bool], outcome: AttemptOutcome | None = None, **values: Any

@@ -137,12 +137,12 @@ class S3BlobStore:
 
     def delete(self, key: str) -> None:
         """Remove an object."""
-        with contextlib.suppress(NotFound), _mapped_errors(key):
+        with contextlib.suppress(NotFound, NoBucket), _mapped_errors(key):
             self._client.remove_object(self._bucket, checked_key(key))
 
     def list(self, prefix: str = "") -> Iterator[BlobStat]:
         """Return the objects whose key begins with `prefix`."""
-        with contextlib.suppress(NotFound), _mapped_errors(prefix):
+        with contextlib.suppress(NotFound, NoBucket), _mapped_errors(prefix):
             for item in self._client.list_objects(self._bucket, prefix=prefix, recursive=True):
                 if item.object_name is not None:
                     yield _to_stat(item.object_name, item.size, item.last_modified)
@@ -150,7 +150,7 @@ class S3BlobStore:
     def sweep(self, before: datetime) -> int:
         """Abort uploads in parts whose process died: their parts take room, and no listing of objects shows them."""
         count = 0
-        with contextlib.suppress(NotFound), _mapped_errors(self._bucket):
+        with contextlib.suppress(NotFound, NoBucket), _mapped_errors(self._bucket):
             for upload in self._uploads():
                 begun = upload.initiated_time
                 if upload.upload_id and begun is not None and begun < before:
@@ -173,7 +173,8 @@ class S3BlobStore:
         """Find out whether the bucket can be reached."""
         with _mapped_errors(self._bucket):
             self._make_bucket()
-            self._client.bucket_exists(self._bucket)
+            if not self._client.bucket_exists(self._bucket):
+                raise NoBucket(f"the S3 server has lost the bucket {self._bucket}")
 
     def _make_bucket(self) -> None:
         if self._bucket_made:
@@ -185,6 +186,10 @@ class S3BlobStore:
                 if exc.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                     raise
         self._bucket_made = True
+
+
+class NoBucket(StorageUnavailable):
+    """The bucket is not there."""
 
 
 class _EndingSource:
@@ -222,8 +227,12 @@ def _mapped_errors(key: str) -> Iterator[None]:
     try:
         yield
     except S3Error as exc:
-        if exc.code in ("NoSuchKey", "NoSuchBucket", "NoSuchObject"):
+        if exc.code in ("NoSuchKey", "NoSuchObject"):
             raise NotFound(f"blob {key} not found") from exc
+        if exc.code == "NoSuchBucket":  # of all blobs: it is the server that is wrong, or its address
+            raise NoBucket(
+                "the S3 server has no such bucket; see MORPHEO_S3_BUCKET, and whether its disk is there"
+            ) from exc
         if exc.code == "InvalidRange":
             raise InvalidInput("the range lies outside the blob", field="offset") from exc
         if exc.code in _FULL:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
+from tests.support.api import BOUNDARY
 from tests.support.fuzz import MEMORY, TARGETS, peak_bytes, read_form, read_tar
 
 CASES = int(os.environ.get("FUZZ_CASES", "600")) // 3
@@ -44,10 +45,14 @@ def test_a_parser_ends_in_words_whatever_it_is_given(target: str) -> None:
 
 FORM = b"\x3f" + TARGETS["form"][1]()[0][1:]
 TAR = TARGETS["tar"][1]()[0]
+#: The reader looks further where a piece ends in what may be a boundary: these are as long as its source gives them.
+PIECE, CUT = 63**3 + 1, f"\r\n--{BOUNDARY}".encode()
+CUT_SHORT = [(begin + b"x" * PIECE)[: PIECE - len(CUT)] + CUT for begin in [FORM[1 : FORM.index(b"abc")], *[b""] * 16]]
 LARGE = {
     "form-long-blob": (read_form, FORM.replace(b"abc", b"x" * (4 << 20))),
     "form-long-name": (read_form, FORM.replace(b"\r\n\r\nn\r\n", b"\r\n\r\n" + b"n" * (4 << 20) + b"\r\n")),
     "form-long-header": (read_form, FORM.replace(b'name="name"', b'name="' + b"n" * (4 << 20))),
+    "form-cut-boundaries": (read_form, FORM[:1] + b"".join(CUT_SHORT)),
     "form-no-boundary": (read_form, b"\x3f" + b"x" * (4 << 20)),
     "tar-of-zeros": (read_tar, TAR[:512] + bytes(4 << 20)),
     "tar-of-nothing-but-headers": (read_tar, TAR[:512] * (4 << 11)),

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import event, text
 
+from morpheo.ends import EndWriter
 from morpheo.errors import DatabaseUnavailable, NotFound
 from morpheo.heartbeat import Heartbeat
 from morpheo.models import ArtifactKind, AttemptOutcome, Blame, Cause, Job, JobState, LearnSpec
@@ -258,8 +259,10 @@ def test_a_job_is_claimed_when_the_database_is_back(
 def test_how_long_a_job_has_waited_is_told_by_the_databases_clock(bench: Workbench, shift: int, waited: int) -> None:
     spec = order(bench)
     claim(bench, spec.id)
+    with bench.database.begin() as work:
+        work.jobs.requeue(spec.id, 1, outcome=AttemptOutcome.RETRIED, message="m", delay_s=0, strikes=0)
     with bench.database.connect() as connection:
-        connection.execute(text("UPDATE jobs SET started_at = started_at + :shift"), {"shift": shift})
+        connection.execute(text("UPDATE attempts SET ended_at = ended_at + :shift"), {"shift": shift})
         connection.commit()
     with bench.database.read() as work:
         assert waited <= work.jobs.waited_s(spec.id) < waited + 60
@@ -348,8 +351,13 @@ def test_an_attempt_without_contact_fences_itself(
     assert job is not None
     assert (job.state, job.attempt) == (JobState.RUNNING, 1)  # as it was: nothing is written
     assert models(bench, spec) == []
-    assert bench.resources.spool.waiting() == []
     assert not list(bench.work_dir.iterdir())
+    # It only gives the job back, if nobody has taken it by then: an outage is no strike.
+    ((_, end),) = bench.resources.spool.waiting()
+    assert (end.outcome, end.strikes, end.artifacts) == (AttemptOutcome.RELEASED, 0, ())
+    assert bench.resources.spool.commit(EndWriter(bench.database, bench.resources.artifacts)) == 1
+    job = bench.resources.jobs.get(spec.id)
+    assert (job.state, job.strikes, job.attempts[0].outcome) == (JobState.QUEUED, 0, AttemptOutcome.RELEASED)
     wait_until(
         lambda: not [thread for thread in threading.enumerate() if thread.name == f"heartbeat-{spec.id}"],
         what="the end of the heartbeat",

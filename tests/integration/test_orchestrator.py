@@ -263,7 +263,7 @@ def test_a_prediction_takes_no_model_of_another_problem(bench: Workbench, orches
     nobodys = bench.store(ArtifactKind.MODEL, b"m", algo=bench.store(ArtifactKind.ALGO, ALGO, name="a"))
     data = bench.store(ArtifactKind.DATA, b"a")
     for model in (foreign, nobodys):
-        with pytest.raises(InvalidInput, match=f"model: {model} is of algo .*, which takes no part in this problem"):
+        with pytest.raises(InvalidInput, match=f"model: {model} is of an algo that takes no part in this problem"):
             orchestrator.order_prediction(data=data, problem_id=here.id, model=model)
     job = orchestrator.order_prediction(data=data, problem_id=here.id, model=mine)
     assert (job.algo, job.kind) == (algos[0], JobKind.PREDICT)

@@ -14,12 +14,14 @@ import pytest
 from morpheo.api.compute import create_compute_app
 from morpheo.api.storage import create_storage_app
 from morpheo.artifacts import ArtifactService, Upload
+from morpheo.audit import Action
 from morpheo.errors import Conflict, CorruptBlob, Quarantined
 from morpheo.models import Artifact, ArtifactKind, Cause, Job, JobState, LearnSpec
 from morpheo.storage.blobs import BlobStore
 from morpheo.storage.database import Database
 from morpheo.testing import MemoryBlobStore, make_learn_spec
 from tests.support.api import Service
+from tests.support.trail import told
 from tests.support.workbench import Workbench, make_workbench
 
 TEN = b"0123456789"
@@ -96,6 +98,15 @@ def test_the_same_bytes_repair_it_and_no_others(
     assert storage.get(f"/data/{artifact_id}/blob").data == TEN
     assert list(storage.blobs._blobs) == [after.blob_key]
     assert upload(storage, TEN, artifact_id) == 409  # it is whole again: the id is taken, as ever
+
+
+def test_what_a_repair_removes_is_in_the_audit_trail(sqlite: Database, blobs: BlobStore) -> None:
+    artifacts = ArtifactService(sqlite, blobs, max_blob_bytes=100)
+    wanted = Upload(kind=ArtifactKind.DATA, id=uuid4())
+    old = artifacts.upload(wanted, io.BytesIO(TEN))
+    artifacts.quarantine(old, "a test")
+    artifacts.upload(wanted, io.BytesIO(TEN))
+    assert [item.subject for item in told(sqlite) if item.action == Action.BLOB_DELETED] == [f"blob {old.blob_key}"]
 
 
 def test_an_order_that_needs_it_is_refused(sqlite: Database) -> None:

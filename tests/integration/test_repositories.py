@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from alembic import command
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from morpheo.challenges import Problem
 from morpheo.errors import Conflict, DatabaseUnavailable, NotFound
@@ -34,8 +34,10 @@ from morpheo.models import (
 )
 from morpheo.queues import in_lane
 from morpheo.storage import migrate
+from morpheo.storage.clock import database_now
 from morpheo.storage.database import Database
 from morpheo.storage.job_filter import JobFilter
+from morpheo.storage.tables import AttemptRow
 from morpheo.testing import make_learn_spec, make_predict_spec
 
 FAILURE = Failure(cause=Cause.EXIT_CODE, blame=Blame.SUBMITTER, step=StepName.TRAIN, message="train ended with 1")
@@ -402,6 +404,38 @@ def test_a_requeued_job_waits_its_delay(database: Database) -> None:
     with database.begin() as work:
         assert work.messages.unpublished(JobKind.LEARN, (), older_than_s=0, limit=10) == []
         assert work.messages.queues_with_unpublished(older_than_s=0) == {}
+
+
+def test_a_job_has_waited_since_it_was_given_back_for_the_first_time_in_a_row(database: Database) -> None:
+    """Of a job that ran for hours, and then meets an outage, the hours do not count."""
+    spec = add_job(database)
+
+    def attempt(number: int, outcome: AttemptOutcome) -> None:
+        claim(database, spec.id)
+        with database.begin() as work:
+            assert work.jobs.requeue(spec.id, number, outcome=outcome, message="m", delay_s=0, strikes=0)
+
+    def ended(number: int, seconds_ago: float) -> None:
+        ago = update(AttemptRow).where(AttemptRow.number == number).values(ended_at=database_now() - seconds_ago)
+        with database.connect() as connection:
+            connection.execute(ago)
+            connection.commit()
+
+    def waited_s() -> float:
+        with database.read() as work:
+            return work.jobs.waited_s(spec.id)
+
+    attempt(1, AttemptOutcome.RETRIED)
+    attempt(2, AttemptOutcome.RELEASED)
+    ended(1, 9000)
+    claim(database, spec.id)
+    assert waited_s() == 0
+    with database.begin() as work:
+        assert work.jobs.requeue(spec.id, 3, outcome=AttemptOutcome.RETRIED, message="m", delay_s=0, strikes=0)
+    attempt(4, AttemptOutcome.RETRIED)
+    ended(3, 600)
+    claim(database, spec.id)
+    assert 600 <= waited_s() < 700
 
 
 def test_steps_come_back_in_their_order(database: Database) -> None:

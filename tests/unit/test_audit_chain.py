@@ -6,6 +6,7 @@ import hashlib
 import json
 import tracemalloc
 from collections.abc import Iterator
+from contextvars import Context
 from typing import Any
 
 import pytest
@@ -179,7 +180,8 @@ def test_verifying_takes_no_more_memory_for_more_events() -> None:
             tracemalloc.stop()
 
     peak(10)
-    assert peak(5000) < 2 * peak(50) + 10_000
+    # The least of some: threads that other tests left may allocate meanwhile.
+    assert min(peak(5000) for _ in range(3)) < 2 * peak(50) + 10_000
 
 
 def test_a_digest_is_what_the_documentation_says() -> None:
@@ -191,11 +193,14 @@ def test_a_digest_is_what_the_documentation_says() -> None:
 
 
 def test_actors_last_as_long_as_their_block() -> None:
-    assert current_actor() == UNKNOWN
-    with acting_as("cli:somebody"):
-        with acting_as("worker:w"):
-            assert current_actor() == "worker:w"
-        assert current_actor() == "cli:somebody"
-        act_as(ANONYMOUS)
-        assert current_actor() == ANONYMOUS
-    assert current_actor() == UNKNOWN
+    def check() -> None:
+        assert current_actor() == UNKNOWN
+        with acting_as("cli:somebody"):
+            with acting_as("worker:w"):
+                assert current_actor() == "worker:w"
+            assert current_actor() == "cli:somebody"
+            act_as(ANONYMOUS)
+            assert current_actor() == ANONYMOUS
+        assert current_actor() == UNKNOWN
+
+    Context().run(check)  # not that of this process, in which other tests have acted

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
+import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -308,6 +309,17 @@ def test_what_a_dead_process_left_half_fetched_is_no_hindrance(node: Node) -> No
     assert node.kept() == {artifact.sha256}
 
 
+def test_a_file_that_a_power_cut_left_short_is_fetched_again(node: Node) -> None:
+    artifact = node.add(b"y" * 500)
+    node.link(artifact)
+    short = node.blobs / artifact.sha256
+    short.unlink()
+    short.write_bytes(b"")
+    again = node.link(artifact, "again")
+    assert again.read_bytes() == b"y" * 500
+    assert short.read_bytes() == b"y" * 500
+
+
 # Locks
 
 
@@ -375,14 +387,14 @@ def test_a_detargeted_test_set_is_kept_and_linked(node: Node) -> None:
     (visible / "pred").mkdir()
     node.cache.keep_detargeted("key", visible)
     other = make_files(node.root / "other")
-    assert node.cache.link_detargeted("key", other)
+    assert node.cache.link_detargeted("key", other, {"a", "b"})
     assert {path.name: path.read_text() for path in other.iterdir()} == {"a": "a", "b": "b"}
     assert (other / "a").stat().st_ino == (visible / "a").stat().st_ino
 
 
 def test_an_unknown_test_set_is_not_linked(node: Node) -> None:
     target = make_files(node.root / "visible")
-    assert not node.cache.link_detargeted("key", target)
+    assert not node.cache.link_detargeted("key", target, {"a"})
     assert not list(target.iterdir())
 
 
@@ -390,7 +402,7 @@ def test_the_first_of_two_detargeted_test_sets_stays_and_nothing_else_is_left(no
     node.cache.keep_detargeted("key", make_files(node.root / "first", "a"))
     node.cache.keep_detargeted("key", make_files(node.root / "second", "b"))
     target = make_files(node.root / "target")
-    node.cache.link_detargeted("key", target)
+    node.cache.link_detargeted("key", target, {"a"})
     assert [path.name for path in target.iterdir()] == ["a"]
     assert [path.name for path in (node.root / "cache" / "detarget").iterdir()] == ["key"]
 
@@ -407,12 +419,50 @@ def test_a_test_set_that_cannot_be_kept_leaves_nothing(node: Node, monkeypatch: 
     assert not list((node.root / "cache" / "detarget").iterdir())
 
 
+def test_a_test_set_that_lacks_files_is_none_and_is_made_anew(node: Node) -> None:
+    node.cache.keep_detargeted("key", make_files(node.root / "visible", "a", "b"))
+    (node.root / "cache" / "detarget" / "key" / "b").unlink()  # as a power cut may
+    target = make_files(node.root / "target")
+    (target / "pred").mkdir()
+    assert not node.cache.link_detargeted("key", target, {"a", "b"})
+    assert [path.name for path in target.iterdir()] == ["pred"]
+    node.cache.keep_detargeted("key", make_files(node.root / "again", "a", "b"))
+    assert node.cache.link_detargeted("key", target, {"a", "b"})
+
+
+def test_a_test_set_goes_as_a_whole(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever evicts may be killed meanwhile: nobody takes the rest for the whole, and the next sweep removes it."""
+    node.cache.keep_detargeted("key", make_files(node.root / "visible", "a", "b"))
+
+    def killed(_path: object, **_options: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(SystemExit):
+            node.cache.evict(lambda: False)
+    assert not node.cache.link_detargeted("key", make_files(node.root / "target"), {"a", "b"})
+    assert node.cache.drop_abandoned() == 1
+    assert not list((node.root / "cache" / "detarget").iterdir())
+
+
+def test_a_test_set_that_is_being_kept_is_not_evicted_and_goes_if_its_worker_was_killed(node: Node) -> None:
+    made = node.root / "cache" / "detarget" / "make-key"
+    made.mkdir(parents=True)
+    with node.cache.lock("detarget-key", Interrupt()):
+        node.cache.evict(lambda: False)
+        assert node.cache.drop_abandoned() == 0
+        assert made.exists()
+    assert node.cache.drop_abandoned() == 1
+    assert not made.exists()
+
+
 def test_a_kept_test_set_outlives_the_job_that_made_it(node: Node) -> None:
     visible = make_files(node.root / "visible", "a")
     node.cache.keep_detargeted("key", visible)
     (visible / "a").unlink()
     target = make_files(node.root / "target")
-    assert node.cache.link_detargeted("key", target)
+    assert node.cache.link_detargeted("key", target, {"a"})
     assert (target / "a").read_text() == "a"
 
 
@@ -438,11 +488,11 @@ def test_detargeted_sets_that_were_not_used_for_long_go_first(tmp_path: Path) ->
         if key == "new":
             again = tmp_path / "again"
             again.mkdir()
-            assert cache.link_detargeted("used", again)
+            assert cache.link_detargeted("used", again, {"a"})
             os.utime(tmp_path / "cache" / "detarget" / "old", (1, 1))
         cache.keep_detargeted(key, made)
         os.utime(tmp_path / "cache" / "detarget" / key, (10 + number,) * 2)
-    found = {key: cache.link_detargeted(key, _fresh(tmp_path, key)) for key in ("old", "used", "new")}
+    found = {key: cache.link_detargeted(key, _fresh(tmp_path, key), {"a"}) for key in ("old", "used", "new")}
     assert found == {"old": False, "used": True, "new": True}
     assert (tmp_path / "again" / "a").read_bytes() == b"x" * 10
 

@@ -128,5 +128,5 @@ def test_what_is_missing_is_said(missing: str, monkeypatch: pytest.MonkeyPatch) 
     curve = board.learning_curve("algo 1")
     actions = [board.to_pandas, curve.to_pandas] if missing == "pandas" else [curve.plot]
     for action in actions:
-        with pytest.raises(MorpheoError, match=r"is not installed; run: pip install 'morpheo\[notebook\]'"):
+        with pytest.raises(MorpheoError, match=r"is not installed; in a checkout, run: pip install '\.\[notebook\]'"):
             action()

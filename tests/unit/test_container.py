@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 from docker import APIClient
 
+from morpheo.errors import RuntimeUnavailable
 from morpheo.models import StepName
 from morpheo.runtime import container
 from morpheo.runtime.container import RunningContainer
@@ -21,6 +22,7 @@ class Engine(APIClient):
     def __init__(self, *, exit_code: int, tells_after: int | None) -> None:
         self.timeout = 60
         self.asked = 0
+        self.finished_at = "2020-01-01T00:00:01Z"
         self._exit_code = exit_code
         self._tells_after = tells_after
 
@@ -39,7 +41,8 @@ class Engine(APIClient):
     def inspect_container(self, *_args: Any, **_words: Any) -> dict[str, Any]:
         self.asked += 1
         told = self._tells_after is not None and self.asked > self._tells_after
-        return {"State": {"Running": False, "ExitCode": self._exit_code, "OOMKilled": told}}
+        times = {"StartedAt": "2020-01-01T00:00:00.5Z", "FinishedAt": self.finished_at}
+        return {"State": {"Running": False, "ExitCode": self._exit_code, "OOMKilled": told, **times}}
 
 
 class NoLog:
@@ -85,6 +88,15 @@ def test_a_program_that_somebody_killed_has_not_run_out_of_memory(monkeypatch: p
     engine = Engine(exit_code=SIGKILLED, tells_after=None)
     assert not run(engine, Interrupt(), monkeypatch).oom_killed
     assert engine.asked > 1
+
+
+def test_a_container_that_was_killed_since_a_clock_jumped_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweeper kills by the engine's clock what is past its deadline, and a machine that sleeps has one that jumps."""
+    monkeypatch.setattr(container, "OOM_LATE_S", 0.2)
+    engine = Engine(exit_code=SIGKILLED, tells_after=None)
+    engine.finished_at = "2020-01-01T00:25:00.5Z"
+    with pytest.raises(RuntimeUnavailable, match="clock"):
+        run(engine, Interrupt(), monkeypatch)
 
 
 @pytest.mark.parametrize("exit_code", [0, 1, 143])

@@ -278,6 +278,8 @@ def test_add_fetches_nothing(line: str) -> None:
         ("RUN --security=insecure echo", "flags of RUN"),
         ("RUN \\\n --network=host echo", "flags of RUN"),
         ("RUN -- echo", "flag"),
+        ("STOPSIGNAL no space left on device", "name or the number of a signal"),
+        ("STOPSIGNAL $A", "name or the number of a signal"),
         ("CMD --x=$y echo", "flag"),
         ("INCLUDE other", "not an instruction"),
         ("COPY--from=problem-1 a b", "not an instruction"),

@@ -318,10 +318,11 @@ def test_a_problem_without_algos_has_an_empty_board() -> None:
 
 @pytest.mark.parametrize("higher_is_better", [True, False])
 @pytest.mark.parametrize("size", [1.0, 1e9])
-def test_what_is_remembered_gives_the_board_that_is_made_anew(higher_is_better: bool, size: float) -> None:
+@pytest.mark.parametrize("files", [1, 2, 4, 5, 20])
+def test_what_is_remembered_gives_the_board_that_is_made_anew(higher_is_better: bool, size: float, files: int) -> None:
     """Chains grow, get a better rank or not, lack a file, and new ones come; scores are equal often."""
     random = np.random.default_rng(4)
-    files, problem, comparisons = 20, make_problem(20, higher_is_better=higher_is_better), Comparisons()
+    problem, comparisons = make_problem(files, higher_is_better=higher_is_better), Comparisons()
     chains: list[Chain] = []
     test_perf: dict[str, list[float]] = {}
     ranges = set()
@@ -331,7 +332,8 @@ def test_what_is_remembered_gives_the_board_that_is_made_anew(higher_is_better: 
         for number in changed:
             chain, job = chains[number], str(make_id(f"job {turn} of {number}"))
             row = (random.normal(size=files).round(1) + random.integers(4)) * size
-            test_perf[job] = [math.nan, *row[1:].tolist()] if random.random() < 0.1 else row.tolist()
+            lacks_one = files > 1 and random.random() < 0.1
+            test_perf[job] = [math.nan, *row[1:].tolist()] if lacks_one else row.tolist()
             chains[number] = dataclasses.replace(
                 chain,
                 jobs=[*chain.jobs, job],
@@ -343,4 +345,4 @@ def test_what_is_remembered_gives_the_board_that_is_made_anew(higher_is_better: 
         assert board == make_leaderboard(problem, chains, test_perf)
         ranges |= {entry.range for entry in board.entries}
     assert len(chains) > 40
-    assert len(ranges) > 100
+    assert len(ranges) > 100 or files < 20
