@@ -165,8 +165,8 @@ class Settings(BaseSettings):
     outage_s: float = Field(
         3600,
         ge=0,
-        description="How long after its first attempt a job waits for a database, S3 server or engine that does not "
-        "answer, without counting attempts",
+        description="How long after the first vain attempt a job waits for a database, S3 server or engine that does "
+        "not answer, without counting attempts",
     )
     stop_grace_s: float = Field(30, ge=0, description="How long a worker that was told to stop lets jobs finish")
 

@@ -16,7 +16,7 @@ from docker import APIClient
 from docker.errors import NotFound
 
 import morpheo.demo
-from morpheo.cli.common import EXIT_JOB_FAILED, EXIT_UNAVAILABLE
+from morpheo.cli.common import EXIT_INTERRUPTED, EXIT_JOB_FAILED, EXIT_UNAVAILABLE
 from morpheo.client import OrchestratorClient
 from morpheo.models import ArtifactKind
 from morpheo.packing import pack_folder
@@ -126,7 +126,7 @@ def test_ctrl_c_leaves_nothing(engine: APIClient, home: Path, tmp_path: Path, du
     wait_until(has_begun, timeout_s=60, what=during)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == EXIT_INTERRUPTED
     assert b"Traceback" not in output
     assert home.exists()
     assert containers_of(engine, marker) == []

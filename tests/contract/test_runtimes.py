@@ -623,6 +623,19 @@ def test_a_build_that_is_stopped_leaves_no_image_that_was_just_being_made(
 
 
 @pytest.mark.docker
+def test_a_build_that_prints_what_the_engine_says_is_stopped(docker_bench: Bench, engine: APIClient) -> None:
+    """Each line would be an image to look for, one after the other, long after the end of the build."""
+    before = _containers_and_images(engine)
+    script = "for number in range(10**9): print(f' ---> {number:012x}', flush=True)"
+    began = time.monotonic()
+    result = docker_bench.build({"Dockerfile": f'FROM morpheo/base:1\nENV A=1\nRUN python3 -S -c "{script}"\n'})
+    assert (result.image_id, result.timed_out) == (None, False)
+    assert "what only the engine says" in result.error
+    assert time.monotonic() - began < 60
+    _wait_until(lambda: _containers_and_images(engine) == before)
+
+
+@pytest.mark.docker
 def test_a_failed_build_leaves_no_image_without_a_tag(docker_bench: Bench, engine: APIClient) -> None:
     before = _containers_and_images(engine)
     docker_bench.build({"Dockerfile": "FROM morpheo/base:1\nRUN echo > /a\nRUN echo > /b\nRUN exit 5\n"})

@@ -19,7 +19,7 @@ from morpheo.api.storage import create_storage_app
 from morpheo.logins import FREE_BY_NAME
 from morpheo.models import ArtifactKind, LearnSpec, PredictSpec
 from morpheo.storage.database import Database
-from morpheo.testing import make_learn_spec
+from morpheo.testing import make_learn_spec, make_predict_spec
 from tests.support.api import Service, basic, form, order
 from tests.support.parties import Party, make_party
 from tests.support.trail import told
@@ -219,6 +219,57 @@ def test_a_submitter_who_is_also_a_worker_sees_no_more_of_their_models(
     model = party.artifacts[ArtifactKind.MODEL]
     assert storage.get(f"/model/{model}", headers=both).status_code == 200
     assert storage.get(f"/model/{model}/blob", headers=both).status_code == 403
+
+
+@pytest.mark.parametrize("kind", ["learn", "pred"])
+def test_a_custodian_cannot_order_with_what_their_algo_learnt_from_the_data_of_others(
+    worlds: tuple[Service, Service, Party], sqlite: Database, kind: str
+) -> None:
+    """Their own programs would read out what is in it: a model is let out by the custodian of its problem."""
+    storage, orchestrator, party = worlds
+    compute = Service(create_compute_app, sqlite)
+    compute.replace(blobs=storage.blobs, database=sqlite)
+    both = bearer(sqlite, party.names[Role.SUBMITTER], Role.SUBMITTER, Role.CUSTODIAN)
+    carol = bearer(sqlite, party.names[Role.CUSTODIAN], Role.CUSTODIAN)
+    model, algo = party.artifacts[ArtifactKind.MODEL], party.artifacts[ArtifactKind.ALGO]
+    raw = {"content_type": "application/octet-stream", "headers": both}
+    data = [storage.post("/data", data=content, **raw).json["uuid"] for content in (b"1", b"2")]
+    archive = storage.post("/problem", headers=both, **form({"name": "n", "description": "d", "size": 1, "blob": b"x"}))
+    spec = make_learn_spec(workflow=uuid.UUID(archive.json["uuid"]), algo=algo, model_start=model, rank=1)
+    learn = {**order(spec), "train_data": data[:1], "test_data": data[1:]}
+    predict = {**order(make_predict_spec(workflow=spec.workflow, model=model)), "data": data[0]}
+    body = learn if kind == "learn" else predict
+
+    def ask(headers: dict[str, str]) -> Any:
+        return compute.post(f"/{kind}", json={**body, "uuid": str(uuid.uuid4())}, headers=headers)
+
+    refused = ask(both)
+    assert (refused.status_code, "custodian of its problem" in refused.json["error"]) == (400, True)
+    changed = orchestrator.patch(f"/problem/{party.problem}", json={"model_download": True}, headers=carol)
+    assert changed.status_code == 200
+    assert ask(both).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 201),
+        ({"Origin": "http://localhost"}, 201),
+        ({"Origin": "https://app.example"}, 201),
+        ({"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site"}, 201),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "https://proxied.example"}, 201),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+    ],
+)
+def test_pages_of_other_sites_change_nothing_with_the_login_of_a_browser(
+    sqlite: Database, headers: dict[str, str], status: int
+) -> None:
+    service = Service(create_storage_app, sqlite, cors_origins=("https://app.example",))
+    answer = service.post("/data", headers=headers, **form({"size": 1, "blob": b"x"}))
+    assert answer.status_code == status
+    assert service.get("/data", headers=headers).status_code == 200
 
 
 def test_an_archive_that_a_problem_names_keeps_its_id(worlds: tuple[Service, Service, Party], sqlite: Database) -> None:

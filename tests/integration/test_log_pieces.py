@@ -332,6 +332,22 @@ class Follower:
         assert not self._thread.is_alive()
 
 
+def test_following_a_job_whose_log_is_lost_ends(bench: Workbench) -> None:
+    job = claim(bench)
+    steps = shipper(bench, job)
+    train = steps.begin(StepName.TRAIN)
+    train.log.write(b"one\n")
+    steps.end(train, record())
+    steps.finish(10)
+    with bench.database.begin() as work:
+        work.jobs.succeed(job.id, 1, None)
+    for key in keys(bench.blobs):
+        bench.blobs.delete(key)
+    follower = Follower(bench, job)
+    follower.end()
+    assert follower.state is JobState.SUCCEEDED
+
+
 def test_a_log_is_followed_into_the_next_attempt_and_to_the_end(bench: Workbench) -> None:
     job = claim(bench)
     follower = Follower(bench, job)

@@ -13,7 +13,7 @@ from sqlalchemy import update
 from morpheo.artifacts import Upload
 from morpheo.challenges import Problem
 from morpheo.errors import Conflict, InvalidInput, NotFound
-from morpheo.models import ArtifactKind, Job, JobKind, JobState, LearnSpec, PredictSpec, Scores
+from morpheo.models import ArtifactKind, AttemptOutcome, Job, JobKind, JobState, LearnSpec, PredictSpec, Scores
 from morpheo.orchestrator import Orchestrator
 from morpheo.storage.tables import JobRow
 from morpheo.testing import FakeContainer
@@ -90,6 +90,32 @@ def test_a_chain_trains_batch_after_batch_from_the_best_model(bench: Workbench) 
     assert [job.scores and job.scores.perf for job in jobs] == [0.5, 1.0, 1.0]
     # Rank 2 goes on from rank 1, which is better than rank 0; rank 0 starts from nothing.
     assert [spec(job).model_start for job in jobs] == [algo, spec(jobs[0]).model_end, spec(jobs[1]).model_end]
+
+
+def test_a_model_in_quarantine_is_not_the_best(bench: Workbench) -> None:
+    """A chain, and predictions, go on with the best of those that are there."""
+    problem = make_problem(bench)
+    add_data(bench, problem, b"z:0", b"a:1", b"x:9", b"c:3", b"d:4")
+    algo, _ = add_algo(bench, problem)
+    run_published(bench)
+    first, *others = chain(bench, algo)
+    for job in others:
+        lost = bench.resources.artifacts.get(ArtifactKind.MODEL, spec(job).model_end)
+        bench.resources.artifacts.quarantine(lost, "a test")
+    asked = bench.store(ArtifactKind.DATA, b"y")
+    prediction = bench.resources.orchestrator.order_prediction(data=asked, problem_id=problem.id)
+    assert isinstance(prediction.spec, PredictSpec)
+    assert prediction.spec.model == spec(first).model_end
+    add_data(bench, problem, b"e:5", b"f:6")
+    assert spec(chain(bench, algo)[-1]).model_start == spec(first).model_end
+
+
+def test_a_registration_is_the_same_also_after_what_goes_out_was_changed(bench: Workbench) -> None:
+    problem = make_problem(bench)
+    orchestrator = bench.resources.orchestrator
+    orchestrator.disclose(problem.id, score_digits=3)
+    again = orchestrator.register_problem(problem)
+    assert (again.id, again.disclosure.score_digits) == (problem.id, 3)
 
 
 def test_test_data_never_trains_and_data_that_comes_later_extends_every_chain(bench: Workbench) -> None:
@@ -367,6 +393,7 @@ def test_a_job_of_a_worker_that_is_not_ours_is_cancelled_at_once(bench: Workbenc
     algo, _ = add_algo(bench, problem)
     (job,) = chain(bench, algo)
     assert bench.resources.outside_workers.start(JobKind.LEARN, job.id, "go-worker")
-    assert bench.resources.jobs.cancel(job.id).state is JobState.CANCELLED
+    cancelled = bench.resources.jobs.cancel(job.id)
+    assert (cancelled.state, cancelled.attempts[0].outcome) == (JobState.CANCELLED, AttemptOutcome.CANCELLED)
     assert not bench.resources.outside_workers.end_learn(job.id, None)
     assert orchestrator.submission(algo).stalled

@@ -131,6 +131,17 @@ def test_a_prediction_is_stored_under_the_id_that_the_order_promised(bench: Work
     assert bench.read(ArtifactKind.PREDICTION, spec.prediction) == b"2"
 
 
+def test_a_model_of_one_file_below_that_name_is_no_fault_of_the_platform(bench: Workbench) -> None:
+    model = make_archive({f"{MODEL_FILE}/x": "7"})
+    bench.programs["algo"] = lambda _container: 0
+    model_id = bench.store(ArtifactKind.MODEL, model, algo=bench.learn_spec().algo)
+    spec = bench.predict_spec(model_id, b"x")
+    bench.resources.jobs.submit(spec)
+    job = bench.resources.runner.run(spec.id)
+    assert job is not None
+    assert job.failure is None or job.failure.blame is not Blame.INFRASTRUCTURE
+
+
 @pytest.mark.parametrize("name", [MODEL_FILE, "weights.bin"])
 def test_a_model_of_one_file_is_there_under_the_name_of_2017_too(bench: Workbench, name: str) -> None:
     model = make_archive({name: json.dumps({"x": "7"})})

@@ -12,12 +12,13 @@ from uuid import uuid4
 
 import pytest
 
-from morpheo.errors import RuntimeUnavailable
+from morpheo.errors import DiskFull, RuntimeUnavailable
 from morpheo.runtime import volume
 from morpheo.runtime.contract import Folder
 from morpheo.runtime.quota import Quota, QuotaWatch, exceeds, used_bytes
 from morpheo.runtime.volume import mount_volume, unmount_below, why_no_volumes
 from morpheo.runtime.workspace import Workspace, remove_tree
+from tests.support.filesystems import small_disk
 from tests.support.services import wait_until
 
 MIB = 1 << 20
@@ -91,6 +92,24 @@ def test_the_folders_are_the_containers_and_nothing_in_them_can_be_run_or_is_a_d
     wanted = os.ST_NOEXEC | os.ST_NOSUID | os.ST_NODEV
     assert flags & wanted == wanted
     assert workspace[Folder.MODEL].stat().st_dev != workspace[Folder.TEST].stat().st_dev
+
+
+def test_what_does_not_reach_the_disk_below_is_found_out(tmp_path: Path) -> None:
+    """The program is told that all was written, and reads zeros when the kernel has dropped its pages."""
+    if why := can_mount():
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+    with (
+        small_disk(tmp_path / "disk", "size=8m") as disk,
+        Workspace(disk / "work", job_id=uuid4(), attempt=1, owner=10001) as made,
+    ):
+        made.bound(OUTPUTS, Quota(max_bytes=32 * MIB, max_files=100))
+        with made.watched() as check:
+            write(made[Folder.MODEL] / "small", MIB)
+            check()
+        with made.watched() as check:
+            write(made[Folder.MODEL] / "large", 24 * MIB)
+            with pytest.raises(DiskFull, match="did not fit on this worker's disk"):
+                check()
 
 
 def test_nothing_is_left_of_it(workspace: Workspace) -> None:

@@ -204,6 +204,23 @@ def test_a_submitter_needs_nothing_that_is_for_custodians(services: Services, mo
         assert "sleep" in listed
 
 
+def test_a_reader_lists_problems_without_what_is_not_for_them(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services.problem("sleep")
+
+    def refuse(*_args: object) -> None:
+        raise ApiError("this takes the role custodian or submitter", status=403)
+
+    for name in ("datasets", "submissions"):
+        monkeypatch.setattr(services.orchestrator, name, refuse)
+    listed, _ = services.run("problem", "ls")
+    (row,) = [line.replace("│", " ").split() for line in listed.splitlines() if "sleep" in line]
+    assert row[4:6] == ["-", "-"]
+    (document,) = services.run_json("problem", "ls")
+    assert (document["algos"], document["data"]) == (None, None)
+
+
 def test_another_error_than_a_refusal_is_told(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise ApiError("internal error", status=500)
