@@ -161,7 +161,8 @@ class Execution:
         test_bytes = 0
         outputs = self._limits.prediction_bytes
         if isinstance(self._job.spec, LearnSpec):
-            test_bytes = sum(item.size_bytes for item in inputs if item.id in self._job.spec.test_data)
+            test_data = set(self._job.spec.test_data)
+            test_bytes = sum(item.size_bytes for item in inputs if item.id in test_data)
             outputs += 2 * (self._limits.model.max_bytes + test_bytes)
         self._promised = self._limits.model.max_bytes + self._limits.prediction_bytes + 2 * test_bytes
         self._outputs = Quota(

@@ -152,10 +152,12 @@ class Transcripts:
                 for text in self._news(job, pieces, after, steps):
                     after = text.after
                     yield text
-            except (_Replaced, Unavailable):
-                tries += 1
-                final = now  # also of a job whose log is lost
+            except _Replaced:
+                final, tries = now, tries + 1  # of a job whose log is lost, there is nothing to wait for
                 over = final is not None and tries >= TRIES
+            except Unavailable:
+                tries = 0 if final is None else tries + 1
+                over = tries >= TRIES
             else:
                 over, tries = final is not None, 0  # nothing was written after the look before
                 final = now
