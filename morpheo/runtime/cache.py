@@ -163,7 +163,8 @@ class NodeCache:
             with contextlib.suppress(FileNotFoundError):
                 found = path.stat()
                 fetching = path.name.startswith(_FETCHING) and time.time() - found.st_mtime < _STALE_FETCH_S
-                if (path.is_dir() and not path.name.startswith(_MAKING)) or (found.st_nlink == 1 and not fetching):
+                in_use = path.name.startswith(_MAKING) if path.is_dir() else found.st_nlink > 1 or fetching
+                if not in_use:
                     idle.append((found.st_mtime, path))
         for _, path in sorted(idle):
             if enough():
