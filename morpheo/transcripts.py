@@ -152,10 +152,8 @@ class Transcripts:
                 for text in self._news(job, pieces, after, steps):
                     after = text.after
                     yield text
-            except _Replaced:
-                final, tries = now, tries + 1  # of a job whose log is lost, there is nothing to wait for
-                over = final is not None and tries >= TRIES
-            except Unavailable:
+            except (_Replaced, Unavailable) as exc:
+                final = now if isinstance(exc, _Replaced) else final  # a log that is lost is not to be waited for
                 tries = 0 if final is None else tries + 1
                 over = tries >= TRIES
             else:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -202,6 +203,26 @@ def test_a_submitter_needs_nothing_that_is_for_custodians(services: Services, mo
         listed, _ = services.run(*command)
         assert submission.name in listed
         assert "sleep" in listed
+
+
+def test_a_job_that_was_ordered_by_itself_is_tried_again_at_the_compute_api(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, again = make_learn_spec().id, make_learn_spec()
+
+    def unknown(*_args: object) -> None:
+        raise ApiError("not found", status=404)
+
+    asked: list[UUID] = []
+
+    def retry(job_id: UUID) -> SimpleNamespace:
+        asked.append(job_id)
+        return SimpleNamespace(id=again.id)
+
+    monkeypatch.setattr(services.orchestrator, "retry", unknown)
+    monkeypatch.setattr("morpheo.cli.algos.compute_client", lambda: SimpleNamespace(retry=retry))
+    printed, _ = services.run("retry", job)
+    assert (printed, asked) == (f"job {again.id}\n", [job])
 
 
 def test_a_reader_lists_problems_without_what_is_not_for_them(
