@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from morpheo.models import AttemptOutcome, JobSpec, JobState
+from tests.faults.invariants import check_drained
 from tests.faults.nodes import LEASE_S
 from tests.faults.rig import Rig
 from tests.faults.test_engine import LONG, containers
@@ -64,6 +65,8 @@ def wrong_clock(rig: Rig, shift_s: int) -> Iterator[None]:
         for server in servers:
             server.wait_ready()
         yield
+        # Killed with a message, a worker whose clock is ahead would leave it in Redis until that time has come.
+        check_drained(rig)
     finally:
         for server in servers:
             server.kill()
