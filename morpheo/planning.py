@@ -49,6 +49,8 @@ def _release(work: UnitOfWork, problem: Problem, submissions: Iterable[Submissio
                 # Rank 0 starts from nothing; clients of 2017 expect the algo's id there.
                 start = spec.algo if spec.rank == 0 else best
                 free -= work.jobs.release(replace(spec, model_start=start))  # not if it was cancelled just now
+    for job_id in work.chains.damaged:
+        work.recovery.bury(job_id)  # which stalls its chain; what ended just now is not lost for it
 
 
 def extend(work: UnitOfWork, problem: Problem, submissions: Sequence[Submission], data: Sequence[UUID]) -> int:

@@ -12,7 +12,6 @@ import logging
 import random
 import socket
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +37,7 @@ BATCH = 100
 REPUBLISH_S = 60
 #: The same while other messages wait in its queue, in seconds.
 REPUBLISH_BUSY_S = 600
-#: How often the blob store is searched for blobs without a row, in seconds.
+#: The longest time between two searches of the blob store for blobs without a row, in seconds.
 BLOBS_EVERY_S = 3600
 
 
@@ -80,8 +79,6 @@ class Sweeper:
         self._work_dir = work_dir
         self._max_attempts = max_attempts
         self._lease_s = lease_s
-        # Processes that were started together shall not list all blobs at the same moment.
-        self._blobs_swept_at = time.monotonic() - random.uniform(0, BLOBS_EVERY_S / 2)  # noqa: S311 - no secret
 
     def run(self, stop: threading.Event, *, every_s: float) -> None:
         """Sweep now and then every `every_s` seconds, until told to stop; an error only costs one turn."""
@@ -90,13 +87,23 @@ class Sweeper:
             if stop.wait(every_s):
                 return
 
+    def run_blobs(self, stop: threading.Event) -> None:
+        """Sweep the blob store now and then until told to stop, beside `run`: it may take long, and no job waits."""
+        # Processes that were started together shall not list all blobs at the same moment.
+        while not stop.wait(random.uniform(BLOBS_EVERY_S / 2, BLOBS_EVERY_S)):  # noqa: S311 - no secret
+            self.sweep_blobs()
+
+    def sweep_blobs(self) -> None:
+        """Remove blobs that no row names, of artifacts and of logs."""
+        self._do(self._artifacts.sweep, self._transcripts.sweep)
+
     def reconcile(self) -> None:
         """Put this node in order, before it takes work: what a worker left that was killed goes."""
         self._do(self.clean_node)
 
     def sweep(self) -> None:
-        """Do all of it once; a part that fails is logged and leaves the others to run."""
-        self._do(self.recover_lost, self.publish_waiting, self.clean_node, self._kill_overdue, self._sweep_blobs)
+        """Do all of it but the blobs once; a part that fails is logged and leaves the others to run."""
+        self._do(self.recover_lost, self.publish_waiting, self.clean_node, self._kill_overdue)
 
     def _do(self, *parts: Callable[[], object]) -> None:
         for part in parts:
@@ -104,9 +111,9 @@ class Sweeper:
                 with acting_as(f"sweeper:{socket.gethostname()}"):
                     part()
             except Unavailable as exc:
-                logger.warning("%s put off: %s", part.__name__, exc)
+                logger.warning("%s put off: %s", part.__qualname__, exc)
             except Exception:
-                logger.exception("%s failed", part.__name__)
+                logger.exception("%s failed", part.__qualname__)
 
     def recover_lost(self) -> int:
         """Give jobs whose lease has run out back to the queue, or end them; return how many there were."""
@@ -197,12 +204,6 @@ class Sweeper:
     def _kill_overdue(self) -> None:
         for engine in self._engines:
             engine.kill_overdue()
-
-    def _sweep_blobs(self) -> None:
-        if time.monotonic() - self._blobs_swept_at >= BLOBS_EVERY_S:
-            self._blobs_swept_at = time.monotonic()
-            self._artifacts.sweep()
-            self._transcripts.sweep()
 
 
 def _children(folder: Path) -> list[Path]:

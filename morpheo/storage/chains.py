@@ -13,6 +13,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from morpheo.access import SYSTEM, Principal
 from morpheo.challenges import Problem
+from morpheo.errors import CorruptRow
 from morpheo.models import Artifact, ArtifactKind, Job, JobKind, JobState, LearnSpec
 from morpheo.specs import spec_digest, spec_to_dict
 from morpheo.storage.rows import to_job
@@ -27,6 +28,8 @@ class ChainRepository:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        #: Ranks that were left out of `next_waiting`: their orders cannot be read.
+        self.damaged: list[UUID] = []
 
     def member(self, job_id: UUID) -> tuple[UUID, UUID] | None:
         """Return problem and algo of a training job that is part of a chain, None if it is not."""
@@ -57,11 +60,17 @@ class ChainRepository:
         )
 
     def next_waiting(self, algo: UUID, *, limit: int) -> list[LearnSpec]:
-        """Return the lowest ranks of a chain that wait for their turns."""
+        """Return the lowest ranks of a chain that wait for their turns; `damaged` has those that cannot be read."""
         waits = JobRow.state == JobState.WAITING.value
-        rows = self._session.scalars(select(JobRow).where(*_chain(algo), waits).order_by(JobRow.rank).limit(limit))
-        specs = [to_job(row, attempts=False).spec for row in rows]
-        return [spec for spec in specs if isinstance(spec, LearnSpec)]
+        specs = []
+        for row in self._session.scalars(select(JobRow).where(*_chain(algo), waits).order_by(JobRow.rank).limit(limit)):
+            try:
+                spec = to_job(row, attempts=False).spec
+            except CorruptRow:
+                self.damaged.append(row.id)
+            else:
+                specs += [spec] if isinstance(spec, LearnSpec) else []
+        return specs
 
     def best_model(self, problem: Problem, *, algo: UUID | None = None) -> UUID | None:
         """Return the best model of a problem, or of one algo in it, not in quarantine; of equals, the first's."""

@@ -87,15 +87,11 @@ def serve_metrics(sender: Any, **_kwargs: Any) -> None:
 
 @worker_ready.connect
 def start_sweeping(**_kwargs: Any) -> None:
-    """Sweep from a thread of the worker's main process."""
+    """Sweep from two threads of the worker's main process: jobs, which are urgent, and blobs, which are many."""
     resources = process_resources()
-    threading.Thread(
-        target=resources.sweeper.run,
-        args=(_stop,),
-        kwargs={"every_s": resources.settings.sweep_s},
-        name="sweeper",
-        daemon=True,
-    ).start()
+    kwargs = {"every_s": resources.settings.sweep_s}
+    threading.Thread(target=resources.sweeper.run, args=(_stop,), kwargs=kwargs, name="sweeper", daemon=True).start()
+    threading.Thread(target=resources.sweeper.run_blobs, args=(_stop,), name="blob-sweeper", daemon=True).start()
 
 
 @worker_ready.connect

@@ -327,11 +327,10 @@ def test_a_problem_that_is_changed(storage: Service) -> None:
 
 def test_blobs_that_are_swept(sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("morpheo.artifacts.ORPHAN_AGE", -ORPHAN_AGE)
-    monkeypatch.setattr("morpheo.sweeper.BLOBS_EVERY_S", 0)
     bench = make_workbench(sqlite.url, tmp_path)
     bench.blobs.put("data/x/y", io.BytesIO(b"x"))
     kept = bench.store(ArtifactKind.DATA, b"x")
-    bench.resources.sweeper.sweep()
+    bench.resources.sweeper.sweep_blobs()
     assert bench.read(ArtifactKind.DATA, kept) == b"x"
     assert told(sqlite, after=1) == [Told(f"sweeper:{socket.gethostname()}", "blob.deleted", "blob data/x/y", {})]
     bench.database.close()

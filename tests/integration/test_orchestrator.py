@@ -13,7 +13,18 @@ from sqlalchemy import update
 from morpheo.artifacts import Upload
 from morpheo.challenges import Problem
 from morpheo.errors import Conflict, InvalidInput, NotFound
-from morpheo.models import ArtifactKind, AttemptOutcome, Job, JobKind, JobState, LearnSpec, PredictSpec, Scores
+from morpheo.models import (
+    ArtifactKind,
+    AttemptOutcome,
+    Blame,
+    Cause,
+    Job,
+    JobKind,
+    JobState,
+    LearnSpec,
+    PredictSpec,
+    Scores,
+)
 from morpheo.orchestrator import Orchestrator
 from morpheo.storage.tables import JobRow
 from morpheo.testing import FakeContainer
@@ -90,6 +101,32 @@ def test_a_chain_trains_batch_after_batch_from_the_best_model(bench: Workbench) 
     assert [job.scores and job.scores.perf for job in jobs] == [0.5, 1.0, 1.0]
     # Rank 2 goes on from rank 1, which is better than rank 0; rank 0 starts from nothing.
     assert [spec(job).model_start for job in jobs] == [algo, spec(jobs[0]).model_end, spec(jobs[1]).model_end]
+
+
+def test_a_rank_that_cannot_be_read_ends_when_its_turn_comes(bench: Workbench) -> None:
+    """The rank before it is done nevertheless, and new data lets the chain go on from that."""
+    problem = make_problem(bench)
+    add_data(bench, problem, b"z:0", b"a:1", b"x:9", b"c:3", b"d:4")
+    algo, _ = add_algo(bench, problem)
+    _, damaged, _ = chain(bench, algo)
+    with bench.database.engine.begin() as connection:
+        connection.execute(update(JobRow).where(JobRow.id == damaged.id).values(spec={"algo": 5}))
+    run_published(bench)
+    first, second, third = chain(bench, algo)
+    assert [job.state for job in (first, second, third)] == [JobState.SUCCEEDED, JobState.FAILED, JobState.WAITING]
+    assert second.failure is not None
+    assert (second.failure.cause, second.failure.blame) == (Cause.INTERNAL_ERROR, Blame.INFRASTRUCTURE)
+    with bench.database.read() as work:
+        assert work.challenges.submission(algo).stalled_by == second.id
+    add_data(bench, problem, b"e:5")
+    run_published(bench)
+    assert [job.state for job in chain(bench, algo)] == [
+        JobState.SUCCEEDED,
+        JobState.FAILED,
+        JobState.SUCCEEDED,
+        JobState.SUCCEEDED,
+    ]
+    assert spec(chain(bench, algo)[2]).model_start == spec(first).model_end
 
 
 def test_a_model_in_quarantine_is_not_the_best(bench: Workbench) -> None:
