@@ -41,6 +41,7 @@ from morpheo.models import (
 )
 from morpheo.performance import FILE_NAME, MAX_BYTES, parse_performance
 from morpheo.queues import GPU_TAG
+from morpheo.results import Result, store_result
 from morpheo.runtime.archive import ArchiveLimits, pack
 from morpheo.runtime.cache import NodeCache, detarget_key
 from morpheo.runtime.contract import ContainerSpec, Engines, Folder, Image, Interrupt, Owner, Profile, Step, StepResult
@@ -88,14 +89,6 @@ class Tools:
     has_volumes: Callable[[], bool]
     #: Name of the image that rewrites predictions.
     sanitizer: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What a job made; the blobs of its artifacts are stored, their rows are not."""
-
-    artifacts: tuple[Artifact, ...]
-    scores: Scores | None = None
 
 
 class Execution:
@@ -341,10 +334,5 @@ class Execution:
         return self._store(Upload(kind=ArtifactKind.MODEL, id=spec.model_end, algo=spec.algo), packed)
 
     def _store(self, upload: Upload, path: Path) -> Artifact:
-        # The token is new each time: a zombie of this attempt can overwrite nothing.
-        token = f"{self._job.attempt}-{secrets.token_hex(8)}"
-        failpoint("in_upload")
-        with path.open("rb") as file:
-            artifact = self._tools.artifacts.put_blob(upload, file, length=path.stat().st_size, token=token)
-        failpoint("after_upload")
-        return artifact
+        artifacts, attempt = self._tools.artifacts, self._job.attempt
+        return store_result(artifacts, upload, path, attempt=attempt, interrupt=self._interrupt)

@@ -26,6 +26,8 @@ LEASE_S, HEARTBEAT_S, SWEEP_S, RETRY_DELAY_S, STOP_GRACE_S = 3.0, 1.0, 1.0, 0.2,
 VISIBILITY_S, REPUBLISH_S, REPUBLISH_BUSY_S = 5.0, 4.0, 10.0
 #: How long an S3 server may take for anything.
 S3_GRACE_S = 6.0
+#: How long a result waits for an S3 server.
+STORE_FOR_S = 20.0
 #: How long a statement may wait for a lock, and its answer for a server that hangs.
 LOCK_TIMEOUT_S, ANSWER_S = 2, 5.0
 MAX_ATTEMPTS = 3
@@ -48,6 +50,7 @@ SETTINGS = {
 #: Where a worker finds what Celery is told; the times that are no settings are shortened here.
 CELERY_CONFIG = f"""
 import runpy
+import morpheo.results
 import morpheo.storage.database
 import morpheo.storage.postgres
 import morpheo.storage.s3
@@ -60,6 +63,8 @@ broker_transport_options = {{
     "unacked_restore_throttle": 1,
     "unacked_mutex_expire": 3,
 }}
+morpheo.results.STORE_FOR_S = {STORE_FOR_S}
+morpheo.results.STORE_AGAIN_S = 0.5
 morpheo.sweeper.REPUBLISH_S = {REPUBLISH_S}
 morpheo.sweeper.REPUBLISH_BUSY_S = {REPUBLISH_BUSY_S}
 morpheo.storage.database.LOCK_TIMEOUT_S = {LOCK_TIMEOUT_S}

@@ -17,6 +17,7 @@ from morpheo.models import ArtifactKind, AttemptOutcome, Blame, Cause, Job, JobS
 from tests.faults.links import Cut, Link
 from tests.faults.nodes import LOGIN
 from tests.faults.rig import Rig
+from tests.support.servers import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.database, pytest.mark.redis, pytest.mark.s3]
 
@@ -164,6 +165,18 @@ def test_49_a_server_that_is_away(rig: Rig) -> None:
     rig.wait_attempt(spec, 3)
     rig.s3.start()
     check_waited(rig.wait_done(spec))
+
+
+def test_49_a_server_that_is_away_when_a_model_is_stored(rig: Rig) -> None:
+    """The model waits on its node, and is stored when the server is back: nothing is computed twice."""
+    spec = rig.order(hold="train")
+    worker, _ = rig.begin(spec, "train")
+    with worker.links["s3"].down():
+        rig.release(spec)
+        wait_until(lambda: "the result cannot be stored" in worker.learn.new_log(), what="a first try in vain")
+    job = rig.wait_done(spec)
+    assert (outcomes(job), job.strikes) == ([AttemptOutcome.SUCCEEDED], 0)
+    assert len(rig.blob_keys(spec)) == 1
 
 
 def test_50_a_server_without_room_for_a_model(rig: Rig) -> None:

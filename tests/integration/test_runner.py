@@ -29,6 +29,7 @@ from morpheo.models import (
 )
 from morpheo.runtime.contract import BuildSpec, ContainerSpec, Engines, Image, Interrupt, Owner, StepResult
 from morpheo.runtime.log import BoundedLog
+from morpheo.storage.blobs import Source
 from morpheo.storage.database import Database
 from morpheo.storage.jobs import JobRepository
 from morpheo.testing import FakeContainer, FakeRuntime, make_archive
@@ -774,9 +775,54 @@ def test_storage_that_is_down_is_no_strike(bench: Workbench, monkeypatch: pytest
         raise StorageUnavailable
 
     monkeypatch.setattr(bench.blobs, "put", down)
+    monkeypatch.setattr("morpheo.results.STORE_FOR_S", 0)
     job = bench.resources.runner.run(spec.id)
     assert job is not None
     assert (job.state, job.strikes) == (JobState.QUEUED, 0)
+
+
+def test_a_result_waits_for_storage_that_is_down(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = bench.learn_spec()
+    bench.resources.jobs.submit(spec)
+    tries = refuse_model(bench, monkeypatch, times=3)
+    job = bench.resources.runner.run(spec.id)
+    assert job is not None
+    assert [attempt.outcome for attempt in job.attempts] == [AttemptOutcome.SUCCEEDED]
+    assert len(set(tries)) == 4
+    assert bench.resources.artifacts.get(ArtifactKind.MODEL, spec.model_end).blob_key == tries[-1]
+
+
+def test_a_job_is_cancelled_whose_result_waits(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = bench.learn_spec()
+    bench.resources.jobs.submit(spec)
+    tries = refuse_model(bench, monkeypatch, times=1_000_000)
+
+    def cancel() -> None:
+        wait_until(lambda: bool(tries))
+        bench.resources.jobs.cancel(spec.id)
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    job = bench.resources.runner.run(spec.id)
+    canceller.join()
+    assert job is not None
+    assert job.state is JobState.CANCELLED
+
+
+def refuse_model(bench: Workbench, monkeypatch: pytest.MonkeyPatch, *, times: int) -> list[str]:
+    """Let the blob store refuse models some times; give the keys that are tried."""
+    put, tries = bench.blobs.put, []
+
+    def refuse(key: str, source: Source, *, length: int | None = None) -> int:
+        if key.startswith("model/"):
+            tries.append(key)
+            if len(tries) <= times:
+                raise StorageUnavailable
+        return put(key, source, length=length)
+
+    monkeypatch.setattr(bench.blobs, "put", refuse)
+    monkeypatch.setattr("morpheo.results.STORE_AGAIN_S", 0.01)
+    return tries
 
 
 def test_problems_and_algos_have_engines_of_their_own(bench: Workbench) -> None:

@@ -27,10 +27,11 @@ from sqlalchemy import event, text
 from morpheo.artifacts import Upload
 from morpheo.ends import End, EndWriter
 from morpheo.errors import RuntimeUnavailable
-from morpheo.execution import Result, Tools
+from morpheo.execution import Tools
 from morpheo.failures import failed
 from morpheo.heartbeat import CANCELLED, LOST
 from morpheo.models import ArtifactKind, AttemptOutcome, Blame, Cause, Failure, Job, JobState, LearnSpec, Scores
+from morpheo.results import Result
 from morpheo.runner import JobRunner
 from morpheo.runtime.contract import Interrupt
 from morpheo.storage.tables import Base
