@@ -37,7 +37,7 @@ BATCH = 100
 REPUBLISH_S = 60
 #: The same while other messages wait in its queue, in seconds.
 REPUBLISH_BUSY_S = 600
-#: The longest time between two searches of the blob store for blobs without a row, in seconds.
+#: How often the blob store is searched for blobs without a row, in seconds.
 BLOBS_EVERY_S = 3600
 
 
@@ -80,30 +80,42 @@ class Sweeper:
         self._max_attempts = max_attempts
         self._lease_s = lease_s
 
-    def run(self, stop: threading.Event, *, every_s: float) -> None:
-        """Sweep now and then every `every_s` seconds, until told to stop; an error only costs one turn."""
-        while True:
-            self.sweep()
-            if stop.wait(every_s):
-                return
+    def start(self, stop: threading.Event, *, every_s: float) -> list[threading.Thread]:
+        """
+        Sweep again and again until told to stop; an error only costs one turn.
 
-    def run_blobs(self, stop: threading.Event) -> None:
-        """Sweep the blob store now and then until told to stop, beside `run`: it may take long, and no job waits."""
+        In threads of their own, which are returned: lost jobs wait neither for an engine that hangs nor until all blobs
+        were looked at.
+        """
         # Processes that were started together shall not list all blobs at the same moment.
-        while not stop.wait(random.uniform(BLOBS_EVERY_S / 2, BLOBS_EVERY_S)):  # noqa: S311 - no secret
-            self.sweep_blobs()
-
-    def sweep_blobs(self) -> None:
-        """Remove blobs that no row names, of artifacts and of logs."""
-        self._do(self._artifacts.sweep, self._transcripts.sweep)
+        later_s = random.uniform(BLOBS_EVERY_S / 2, BLOBS_EVERY_S)  # noqa: S311 - no secret
+        parts = (
+            (self.sweep_jobs, 0.0, every_s),
+            (self.sweep_node, 0.0, every_s),
+            (self.sweep_blobs, later_s, BLOBS_EVERY_S),
+        )
+        threads = [
+            threading.Thread(target=_repeat, args=(stop, *part), name=part[0].__name__, daemon=True) for part in parts
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
 
     def reconcile(self) -> None:
         """Put this node in order, before it takes work: what a worker left that was killed goes."""
         self._do(self.clean_node)
 
-    def sweep(self) -> None:
-        """Do all of it but the blobs once; a part that fails is logged and leaves the others to run."""
-        self._do(self.recover_lost, self.publish_waiting, self.clean_node, self._kill_overdue)
+    def sweep_jobs(self) -> None:
+        """Recover and publish jobs once; a part that fails is logged and leaves the other to run."""
+        self._do(self.recover_lost, self.publish_waiting)
+
+    def sweep_node(self) -> None:
+        """Clean this machine once."""
+        self._do(self.clean_node, self._kill_overdue)
+
+    def sweep_blobs(self) -> None:
+        """Remove blobs that no row names, of artifacts and of logs."""
+        self._do(self._artifacts.sweep, self._transcripts.sweep)
 
     def _do(self, *parts: Callable[[], object]) -> None:
         for part in parts:
@@ -204,6 +216,13 @@ class Sweeper:
     def _kill_overdue(self) -> None:
         for engine in self._engines:
             engine.kill_overdue()
+
+
+def _repeat(stop: threading.Event, part: Callable[[], None], first_s: float, every_s: float) -> None:
+    pause_s = first_s
+    while not stop.wait(pause_s):
+        part()
+        pause_s = every_s
 
 
 def _children(folder: Path) -> list[Path]:

@@ -87,11 +87,9 @@ def serve_metrics(sender: Any, **_kwargs: Any) -> None:
 
 @worker_ready.connect
 def start_sweeping(**_kwargs: Any) -> None:
-    """Sweep from two threads of the worker's main process: jobs, which are urgent, and blobs, which are many."""
+    """Sweep from threads of the worker's main process."""
     resources = process_resources()
-    kwargs = {"every_s": resources.settings.sweep_s}
-    threading.Thread(target=resources.sweeper.run, args=(_stop,), kwargs=kwargs, name="sweeper", daemon=True).start()
-    threading.Thread(target=resources.sweeper.run_blobs, args=(_stop,), name="blob-sweeper", daemon=True).start()
+    resources.sweeper.start(_stop, every_s=resources.settings.sweep_s)
 
 
 @worker_ready.connect

@@ -96,7 +96,7 @@ def services(bare: tuple[Path, dict[str, str]], redis_url: str, tmp_path: Path) 
             stack.enter_context(child(command, tmp_path / f"{name}.log", cwd=folder, env=environment))
         urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
         for name, url in urls.items():
-            wait_until(partial(answers, f"{url}/health"), timeout_s=60, what=name)
+            wait_until(partial(answers, f"{url}/health"), timeout_s=120, what=name)
         yield urls["compute-api"], urls["storage-api"]
 
 

@@ -127,7 +127,7 @@ def test_the_images_do_a_job(images: dict[str, str], redis_url: str, folder: Pat
             stack.enter_context(running(*common, images[service], service, f"--port={port}"))
         worker = stack.enter_context(running(*common, *with_engine, images["compute-worker"]))
         for service, url in urls.items():
-            wait_until(partial(answers, f"{url}/health"), timeout_s=60, what=service)
+            wait_until(partial(answers, f"{url}/health"), timeout_s=120, what=service)
         compute = ComputeClient(urls["compute-api"], user="u", password="p")
         storage = StorageClient(urls["storage-api"], user="u", password="p")
         spec = make_order(storage)

@@ -14,7 +14,7 @@ import pytest
 from docker import APIClient
 
 from morpheo.client import ComputeClient, StorageClient
-from tests.support.services import free_port
+from tests.support.servers import lasting_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,7 +87,7 @@ def deployment(engine: APIClient, tmp_path_factory: pytest.TempPathFactory) -> I
     """Two workers and everything else; afterwards nothing of it may be left."""
     folder = tmp_path_factory.mktemp("deployment")
     project = f"morpheo-test-{uuid.uuid4().hex[:8]}"
-    ports = {name: free_port() for name in ("compute", "storage", "orchestrator", "flower")}
+    ports = {name: lasting_port() for name in ("compute", "storage", "orchestrator", "flower")}
     (folder / "settings.env").write_text("".join(f"{name}={value}\n" for name, value in SETTINGS.items()))
     environment = {
         # Compose would prefer these to what `make env` has written.

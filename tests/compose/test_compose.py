@@ -251,7 +251,7 @@ def test_a_killed_inner_daemon_comes_back_and_the_job_ends(deployment: Deploymen
 
 
 def test_what_runs_in_an_engine_stays_below_the_engine_s_limits(deployment: Deployment) -> None:
-    algo = store_algo(deployment.storage, "import time\ntime.sleep(8)\n" + ALGO)
+    algo = store_algo(deployment.storage, WAITING_ALGO + ALGO)
     order = make_order(deployment.storage, algo=algo)
     deployment.compute.submit(order)
     wait_until(lambda: bool(running_in(deployment, "algo-engine", order.id)), timeout_s=PATIENCE_S, what="train")
@@ -260,7 +260,7 @@ def test_what_runs_in_an_engine_stays_below_the_engine_s_limits(deployment: Depl
     groups = {line for path in Path("/proc").glob("[0-9]*/cgroup") for line in lines_of(path) if nested in line}
     assert groups
     assert all(outer in line.partition(nested)[0] for line in groups), groups
-    deployment.compute.wait(order.id, timeout_s=PATIENCE_S)
+    finish_waiting(deployment, [order.id])
 
 
 def lines_of(path: Path) -> list[str]:
@@ -286,6 +286,16 @@ true
 """
 
 
+def finish_waiting(deployment: Deployment, jobs: list[UUID]) -> None:
+    """Let all algos that wait go on, and wait until these jobs have ended."""
+
+    def all_ended() -> bool:
+        deployment.compose("exec", "-T", "algo-engine", "sh", "-c", LET_GO)
+        return all(deployment.compute.job(job).state.is_final for job in jobs)
+
+    wait_until(all_ended, timeout_s=2 * PATIENCE_S, what="the end of all jobs")
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_job_ends_once_when_a_container_is_killed(deployment: Deployment, service: str) -> None:
@@ -298,12 +308,7 @@ def test_every_job_ends_once_when_a_container_is_killed(deployment: Deployment, 
     wait_until(lambda: len(running()) == 10, timeout_s=2 * PATIENCE_S, what="ten running jobs")
     deployment.engine.kill(deployment.container(service))
     deployment.compose("up", "--detach", "--wait", "--no-recreate", "--no-build", "--scale", "worker=2")
-
-    def all_ended() -> bool:
-        deployment.compose("exec", "-T", "algo-engine", "sh", "-c", LET_GO)
-        return all(deployment.compute.job(spec.id).state.is_final for spec in specs)
-
-    wait_until(all_ended, timeout_s=2 * PATIENCE_S, what="the end of all jobs")
+    finish_waiting(deployment, ids(specs))
     jobs = [deployment.compute.job(spec.id) for spec in specs]
     assert {job.state for job in jobs} == {JobState.SUCCEEDED}, [job.failure for job in jobs]
     for job in jobs:

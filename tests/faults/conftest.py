@@ -35,6 +35,6 @@ def rig(faulty: Rig) -> Iterator[Rig]:
     faulty.settle()
     try:
         check_invariants(faulty)
-    except AssertionError:
+    except Exception:
         faulty.redis.ask("FLUSHALL")  # a message that is left would fail all the cases that follow, a minute each
         raise

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from tests.support.servers import PATIENCE_S
+
 #: From the client to the server, and back.
 Direction = Literal["up", "down"]
 _PIECE = 1 << 16
@@ -128,7 +130,7 @@ class Link:
         done = threading.Event()
         self._loop.call_soon_threadsafe(action)
         self._loop.call_soon_threadsafe(done.set)
-        assert done.wait(10)
+        assert done.wait(PATIENCE_S)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Pass one connection through."""

@@ -139,7 +139,7 @@ def test_32_no_connection_is_left(rig: Rig) -> None:
         assert int(response.headers["Retry-After"]) > 0
         since = clock(connection)
         wait_until(lambda: clock(connection) > since + LEASE_S, what="the end of a lease")
-    assert requests.get(url, auth=LOGIN, timeout=60).ok
+    rig.wait(lambda: requests.get(url, auth=LOGIN, timeout=60).ok, "an answer")
     assert_undisturbed(rig.wait_done(spec))
 
 
@@ -157,9 +157,13 @@ def no_connection_left(rig: Rig) -> Iterator[psycopg.Connection[tuple[Any, ...]]
         first = taken.enter_context(rig.postgres.connect())
         rig.compute_api.links["postgres"].refusing = True
         rig.compute_api.links["postgres"].reset()
-        with contextlib.suppress(psycopg.OperationalError):
-            while True:
+        refused = 0
+        while refused < 5:  # connections that were closed just now become free later
+            try:
                 taken.enter_context(rig.postgres.connect())
+            except psycopg.OperationalError:
+                refused += 1
+                time.sleep(0.2)
         rig.compute_api.links["postgres"].refusing = False
         yield first
 

@@ -36,15 +36,17 @@ def small_node(rig: Rig) -> Iterator[Path]:
     aside = data_dir.rename(data_dir.with_name("aside"))
     try:
         with small_disk(data_dir, "size=50m", "nr_inodes=400"):
-            for node in rig.one.nodes.values():
-                settings = {PREFIX + name: str(value) for name, value in SMALL.items()}
-                node.start(environment={**(node.environment or {}), **settings})
-            with rig.two.links["redis"].down():
-                yield data_dir
-            for spec in rig.ledger.orders:
-                rig.wait_done(spec)
+            try:
+                for node in rig.one.nodes.values():
+                    settings = {PREFIX + name: str(value) for name, value in SMALL.items()}
+                    node.start(environment={**(node.environment or {}), **settings})
+                with rig.two.links["redis"].down():
+                    yield data_dir
+                for spec in rig.ledger.orders:
+                    rig.wait_done(spec)
+            finally:
+                rig.one.kill()  # before its disk goes, or it would write into the folder below
     finally:
-        rig.one.kill()
         data_dir.rmdir()
         aside.rename(data_dir)
 

@@ -414,7 +414,7 @@ def test_a_job_whose_worker_is_lost(bench: Workbench) -> None:
     bench.resources.jobs.submit(spec)
     with bench.database.begin() as work:
         work.jobs.claim(spec.id, worker="w", lease_s=-1, max_attempts=3)
-    bench.resources.sweeper.sweep()
+    bench.resources.sweeper.sweep_jobs()
     last = told(bench.database)[-1]
     assert (last.actor, last.action) == (f"sweeper:{socket.gethostname()}", "job.requeued")
     assert last.detail == {"attempt": 1, "outcome": "lost"}

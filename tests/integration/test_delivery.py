@@ -491,7 +491,7 @@ def test_a_damaged_order_ends_and_the_others_go_on(bench: Workbench, spec: str, 
     bench.publisher.down = False
     if where == "published":
         assert bench.resources.runner.run(bad.id) is None
-    bench.resources.sweeper.sweep()
+    bench.resources.sweeper.sweep_jobs()
     job = get(bench, bad)
     assert job.failure is not None
     assert (job.state, job.failure.cause, job.failure.blame) == (

@@ -723,7 +723,7 @@ def test_the_sweeper_ends_a_cancelled_job_whose_worker_died(bench: Workbench) ->
     with bench.database.begin() as work:
         work.jobs.claim(spec.id, worker="dead", lease_s=-1, max_attempts=3)
     bench.resources.jobs.cancel(spec.id)
-    bench.resources.sweeper.sweep()
+    bench.resources.sweeper.sweep_jobs()
     assert bench.resources.jobs.get(spec.id).state is JobState.CANCELLED
 
 
@@ -742,29 +742,41 @@ def test_the_sweeper_leaves_live_jobs_alone_and_cleans_the_rest(bench: Workbench
     assert sorted(path.name for path in bench.work_dir.iterdir()) == sorted([f"{live.id}-1", "notes"])
 
 
-def test_a_sweep_whose_parts_fail_goes_on(bench: Workbench) -> None:
-    spec = bench.learn_spec()
-    bench.resources.jobs.submit(spec)
-    bench.publisher.published.clear()
-    with bench.database.begin() as work:
-        work.jobs.claim(spec.id, worker="dead", lease_s=-1, max_attempts=3)
-    bench.runtime.down = True
-    bench.resources.sweeper.sweep()
-    assert bench.publisher.published == [spec.id]
-
-
-def test_sweeping_stops_when_told(bench: Workbench) -> None:
-    stop = threading.Event()
-    thread = threading.Thread(target=bench.resources.sweeper.run, args=(stop,), kwargs={"every_s": 0.01})
-    thread.start()
+def test_a_sweep_whose_parts_fail_goes_on(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = bench.learn_spec()
     bench.publisher.down = True
     bench.resources.jobs.submit(spec)
     bench.publisher.down = False
-    wait_until(lambda: spec.id in bench.publisher.published)
+
+    def recover_lost() -> int:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(bench.resources.sweeper, "recover_lost", recover_lost)
+    bench.resources.sweeper.sweep_jobs()
+    assert bench.publisher.published == [spec.id]
+
+
+def test_lost_jobs_do_not_wait_for_an_engine_that_hangs(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs, stop = threading.Event(), threading.Event()
+
+    def owners() -> set[Owner]:
+        hangs.set()
+        stop.wait()
+        return set()
+
+    monkeypatch.setattr(bench.runtime, "owners", owners)
+    spec = bench.learn_spec()
+    bench.resources.jobs.submit(spec)
+    bench.publisher.published.clear()
+    threads = bench.resources.sweeper.start(stop, every_s=0.01)
+    assert hangs.wait(30)
+    with bench.database.begin() as work:
+        work.jobs.claim(spec.id, worker="dead", lease_s=-1, max_attempts=3)
+    wait_until(lambda: bench.publisher.published == [spec.id])
     stop.set()
-    thread.join(5)
-    assert not thread.is_alive()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def test_storage_that_is_down_is_no_strike(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -34,7 +35,15 @@ def remount(folder: Path, *options: str) -> None:
 def fill(folder: Path, *, leave: int = 0) -> Path:
     """Write a file that leaves so many bytes of a file system free; gives its path."""
     path = folder / "filler"
-    found = os.statvfs(folder)
     with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, found.f_bavail * found.f_frsize - leave))
-    return path
+        for _ in range(20):
+            found = os.statvfs(folder)
+            try:
+                os.posix_fallocate(file.fileno(), 0, max(1, found.f_bavail * found.f_frsize - leave))
+            except OSError as exc:
+                if exc.errno != errno.ENOSPC:
+                    raise
+                os.ftruncate(file.fileno(), 0)  # somebody else took some of it meanwhile
+            else:
+                return path
+    raise AssertionError(f"{folder} does not stand still")

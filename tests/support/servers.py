@@ -217,7 +217,7 @@ class Redis(Server):
     def ask(self, *words: str) -> bytes:
         """Send one command on a connection of its own; return the answer as it comes, which must be short."""
         request = f"*{len(words)}\r\n" + "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as peer:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S) as peer:
             peer.sendall(request.encode())
             return peer.recv(1 << 16)
 
@@ -238,6 +238,13 @@ class Redis(Server):
             return self.ask("PING").startswith(b"+PONG")
         except OSError:
             return False
+
+
+def _works(process: psutil.Process) -> bool:
+    """Return whether a process is there and has not ended, reaped or not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 class Postgres(Server):
@@ -279,7 +286,7 @@ class Postgres(Server):
     def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
         """Return a connection that commits each statement."""
         return psycopg.connect(
-            host="127.0.0.1", port=self.port, user="postgres", dbname="postgres", autocommit=True, connect_timeout=5
+            host="127.0.0.1", port=self.port, user="postgres", dbname="postgres", autocommit=True, connect_timeout=60
         )
 
     def query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -287,10 +294,16 @@ class Postgres(Server):
         with self.connect() as connection:
             return connection.execute(statement, values).fetchall()
 
+    def kill(self) -> None:
+        """Kill it with all its children, and wait for these too: they hold the memory that a new one would share."""
+        children = self.children()
+        super().kill()
+        wait_until(lambda: not any(map(_works, children)), what="the end of its children")
+
     def _signal_group(self, number: signal.Signals) -> None:
         # Its children make groups of their own.
-        with contextlib.suppress(psutil.NoSuchProcess, AssertionError):
-            for process in psutil.Process(self.pid).children():
+        for process in self.children():
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
         super()._signal_group(number)
 
