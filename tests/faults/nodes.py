@@ -22,14 +22,14 @@ from tests.support.services import S3Server
 #: User and password of both APIs.
 LOGIN = ("u", "p")
 #: Short times, so that faults are repaired soon; in seconds.
-LEASE_S, HEARTBEAT_S, SWEEP_S, RETRY_DELAY_S, STOP_GRACE_S = 6.0, 1.0, 1.0, 0.2, 15.0
+LEASE_S, HEARTBEAT_S, SWEEP_S, RETRY_DELAY_S, STOP_GRACE_S = 6.0, 1.0, 1.0, 0.2, 8.0
 VISIBILITY_S, REPUBLISH_S, REPUBLISH_BUSY_S = 5.0, 4.0, 10.0
 #: How long an S3 server may take for anything.
 S3_GRACE_S = 6.0
 #: How long a result waits for an S3 server.
 STORE_FOR_S = 20.0
 #: How long a statement may wait for a lock, and its answer for a server that hangs.
-LOCK_TIMEOUT_S, ANSWER_S = 2, 20.0
+LOCK_TIMEOUT_S, ANSWER_S = 2, 10.0
 MAX_ATTEMPTS = 3
 SETTINGS = {
     "LEASE_S": LEASE_S,
@@ -38,8 +38,8 @@ SETTINGS = {
     "RETRY_DELAY_S": RETRY_DELAY_S,
     "STOP_GRACE_S": STOP_GRACE_S,
     "MAX_ATTEMPTS": MAX_ATTEMPTS,
-    "ENGINE_TIMEOUT_S": 20,
-    "ENGINE_RETURN_S": 60,
+    "ENGINE_TIMEOUT_S": 12,
+    "ENGINE_RETURN_S": 30,
     "BUILD_TIMEOUT_S": 60,
     "LEARN_TIMEOUT_S": 60,
     "PREDICT_TIMEOUT_S": 60,
