@@ -32,7 +32,7 @@ from morpheo.storage.database import Database
 
 HOST = "127.0.0.1"
 #: How long the services may take to answer, in seconds.
-START_DEADLINE_S = 60
+START_DEADLINE_S = 180
 #: How long children may take to stop before they are killed, beyond the grace that running jobs get, in seconds.
 STOP_MARGIN_S = 10
 

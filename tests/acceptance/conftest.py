@@ -20,11 +20,11 @@ from tests.support.services import free_port
 
 #: Short times, so that faults and limits are seen soon.
 SETTINGS = {
-    "MORPHEO_LEASE_S": "3",
+    "MORPHEO_LEASE_S": "10",
     "MORPHEO_HEARTBEAT_S": "0.5",
     "MORPHEO_SWEEP_S": "0.1",
     "MORPHEO_RETRY_DELAY_S": "0.2",
-    "MORPHEO_LEARN_TIMEOUT_S": "6",
+    "MORPHEO_LEARN_TIMEOUT_S": "120",
     "MORPHEO_MEMORY_BYTES": str(128 << 20),
     "MORPHEO_MODEL_BYTES": str(4 << 20),
     "MORPHEO_LOG": "json",

@@ -38,7 +38,7 @@ from tests.support.workers import HELD, Site, make_site
 pytestmark = [pytest.mark.docker, pytest.mark.database, pytest.mark.redis, pytest.mark.s3]
 
 PATIENCE_S = 120
-LEASE_S, HEARTBEAT_S = 5.0, 0.5
+LEASE_S, HEARTBEAT_S = 12.0, 0.5
 PASSWORD = "of-redis"
 #: The perf container waits for a folder that only its node can make.
 HELD_PROBLEM = PROBLEM.replace(
@@ -307,8 +307,9 @@ def test_a_host_cut_off_for_less_than_its_lease_keeps_its_job(field: Field) -> N
     with field.network.cut_off(holder.name):
         before = field.lease(spec)[0]
         wait_until(lambda: field.lease(spec)[1] < LEASE_S - 3 * HEARTBEAT_S, what="heartbeats that are missed")
-        assert field.lease(spec)[0] == before
-    wait_until(lambda: field.lease(spec)[0] > before, timeout_s=PATIENCE_S, what="a heartbeat")
+        last = field.lease(spec)[0]  # one was on its way, at most
+        assert last < before + 2 * HEARTBEAT_S
+    wait_until(lambda: field.lease(spec)[0] > last, timeout_s=PATIENCE_S, what="a heartbeat")
     release(holder, field.job(spec))
     field.site.wait_for(spec.id, JobState.SUCCEEDED)
     job = field.job(spec)

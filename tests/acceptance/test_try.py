@@ -123,9 +123,9 @@ def test_ctrl_c_leaves_nothing(engine: APIClient, home: Path, tmp_path: Path, du
         words = "sleep 597" if during == "build" else "-T train"
         return any(words in each for each in containers_of(engine, marker))
 
-    wait_until(has_begun, timeout_s=60, what=during)
+    wait_until(has_begun, timeout_s=180, what=during)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=180)
     assert process.returncode == EXIT_INTERRUPTED
     assert b"Traceback" not in output
     assert home.exists()

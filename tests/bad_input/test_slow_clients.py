@@ -22,7 +22,7 @@ MANY = 200
 #: More than have a turn at once, and few enough that all have one in time.
 FEW = 16
 OCTETS = "Content-Type: application/octet-stream"
-ORDINARY_S = 1.0
+ORDINARY_S = 5.0
 BLOB = 32 << 20
 
 
@@ -123,7 +123,7 @@ def test_56_to_57_requests_that_do_not_come_take_nothing_and_are_cut(storage: Se
         peers = [stack.enter_context(slow(storage, *each, many=MANY // 2)) for each in HEADS.values()]
         took = seconds_of_ordinary_requests(storage)
         assert took[int(len(took) * 0.99) - 1] < ORDINARY_S
-        statuses = ended(list(itertools.chain(*peers)), HEAD_S + 15 - (time.monotonic() - began))
+        statuses = ended(list(itertools.chain(*peers)), HEAD_S + 60 - (time.monotonic() - began))
         assert len(statuses) == len(HEADS) * MANY // 2
 
 
@@ -145,12 +145,12 @@ def test_57_more_large_bodies_than_have_a_turn_are_told_to_come_again(storage: S
     with slow(storage, body, b"x") as peers:
         took = seconds_of_ordinary_requests(storage)
         assert took[int(len(took) * 0.99) - 1] < ORDINARY_S
-        peers[-1].settimeout(TURN_S + 15)
+        peers[-1].settimeout(TURN_S + 60)
         status, answer = receive(peers[-1])
         assert status == 503
         assert b"Retry-After: 10" in answer
         # Who goes on dripping after the answer may lose it by that.
-        statuses = ended(peers, PATIENCE_S + 15)
+        statuses = ended(peers, PATIENCE_S + 60)
         assert len(statuses) == MANY
         assert {400, 503} <= set(statuses) <= {0, 400, 503}
     wait_until(lambda: storage.blobs() == stored, what="the rest of the uploads to be gone")

@@ -172,11 +172,11 @@ def test_inputs_cannot_be_changed(bench: Bench, output: Path) -> None:
 
 def test_a_container_is_killed_at_its_deadline(bench: Bench) -> None:
     began = time.monotonic()
-    result = bench.run(["print", "still here"], ["sleep", LONG_S], timeout_s=1.0)
+    result = bench.run(["print", "still here"], ["sleep", LONG_S], timeout_s=5.0)
     assert result.timed_out
     assert result.exit_code == 137
     assert result.log == b"still here\n"
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < LONG_S
 
 
 def test_an_interrupt_kills_the_container(bench: Bench) -> None:
@@ -186,7 +186,7 @@ def test_an_interrupt_kills_the_container(bench: Bench) -> None:
     with pytest.raises(Interrupted, match="cancelled"):
         bench.run(["sleep", LONG_S])
     timer.join()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < LONG_S
 
 
 def test_nothing_starts_after_an_interrupt(bench: Bench, output: Path) -> None:
@@ -209,7 +209,7 @@ def test_running_containers_are_known_by_their_attempt_and_can_be_removed(bench:
     bench.interrupt.set("removed by the test")  # a removed container has no result to give
     bench.runtime.remove(known)
     bench.runtime.remove(known)
-    thread.join(10)
+    thread.join(LONG_S)
     assert not thread.is_alive()
 
 
@@ -271,7 +271,7 @@ def _in_background(bench: Bench) -> threading.Thread:
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 2 * LONG_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -290,8 +290,8 @@ def _run_with_log(bench: Bench, log: BoundedLog, *operations: list[Any]) -> tupl
 
 def test_what_a_container_writes_can_be_read_while_it_runs(bench: Bench) -> None:
     log = BoundedLog(1 << 20)
-    thread, results = _run_with_log(bench, log, ["print", "early"], ["sleep", 2], ["print", "late"])
-    _wait_until(lambda: log.text() == b"early\n")
+    thread, results = _run_with_log(bench, log, ["print", "early"], ["sleep", 5], ["print", "late"])
+    _wait_until(lambda: log.text().startswith(b"early\n"))
     assert thread.is_alive()
     thread.join(60)
     assert log.text() == results[0].log == b"early\nlate\n"
@@ -346,7 +346,7 @@ def test_memory_is_limited_and_the_peak_is_known(docker_bench: Bench) -> None:
 
 @pytest.mark.docker
 def test_the_peak_memory_of_a_container_that_ends_well_is_sampled(docker_bench: Bench) -> None:
-    result = docker_bench.run(["sleep", 0.5])
+    result = docker_bench.run(["sleep", 3])
     assert result.peak_memory_bytes is not None
     assert 1 << 20 < result.peak_memory_bytes < PROFILE.memory_bytes
 
@@ -449,22 +449,31 @@ def test_a_container_past_its_deadline_is_killed_whoever_started_it(docker_bench
 def outage(docker_bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bench, Outage]]:
     """A bench whose engine can be out."""
     with tempfile.TemporaryDirectory(prefix="engine-") as folder, engine_outage(Path(folder), engine_url()) as proxy:
-        runtime = DockerRuntime(proxy.url, profile=PROFILE, node="tests-outage", timeout_s=2, return_s=20)
+        runtime = DockerRuntime(proxy.url, profile=PROFILE, node="tests-outage", timeout_s=60, return_s=20)
         yield replace(docker_bench, runtime=runtime), proxy
         runtime._client.close()
+
+
+@contextmanager
+def out(bench: Bench, engine_is: Outage, *, hangs: bool = False) -> Iterator[None]:
+    """Let a bench's engine be out during a block, and the bench be impatient from then on."""
+    assert isinstance(bench.runtime, DockerRuntime)
+    bench.runtime._client.timeout = 2
+    with engine_is.out(hangs=hangs):
+        yield
 
 
 @pytest.mark.docker
 def test_a_container_that_outlives_its_engine_is_waited_for_again(outage: tuple[Bench, Outage]) -> None:
     bench, engine_is = outage
     log = BoundedLog(1 << 20)
-    thread, results = _run_with_log(bench, log, ["print", "early"], ["sleep", 3], ["print", "late"], ["exit", 7])
-    _wait_until(lambda: log.text() == b"early\n")
-    with engine_is.out():
+    thread, results = _run_with_log(bench, log, ["print", "early"], ["sleep", 6], ["print", "late"], ["exit", 7])
+    _wait_until(lambda: log.text().startswith(b"early\n"))
+    with out(bench, engine_is):
         time.sleep(0.5)  # long enough for questions to fail
     thread.join(60)
     assert (results[0].exit_code, results[0].log) == (7, b"early\nlate\n")
-    assert 3 <= results[0].seconds < LONG_S
+    assert 6 <= results[0].seconds < LONG_S
 
 
 @pytest.mark.docker
@@ -473,15 +482,15 @@ def test_a_container_that_ends_while_its_engine_is_out_has_its_result(
 ) -> None:
     bench, engine_is = outage
     log = BoundedLog(1 << 20)
-    thread, results = _run_with_log(bench, log, ["print", "early"], ["sleep", 1], ["print", "late"])
-    _wait_until(lambda: log.text() == b"early\n")
-    with engine_is.out():
+    thread, results = _run_with_log(bench, log, ["print", "early"], ["sleep", 5], ["print", "late"])
+    _wait_until(lambda: log.text().startswith(b"early\n"))
+    with out(bench, engine_is):
         _wait_until(lambda: not engine.inspect_container(bench.spec().name)["State"]["Running"])
         ended = time.monotonic()
         _wait_until(lambda: time.monotonic() > ended + 1)
     thread.join(60)
     assert (results[0].exit_code, results[0].log, results[0].timed_out) == (0, b"early\nlate\n", False)
-    assert 1 <= results[0].seconds < time.monotonic() - ended + 1
+    assert 5 <= results[0].seconds < LONG_S
 
 
 @pytest.mark.docker
@@ -496,7 +505,7 @@ def test_a_container_that_was_ended_with_its_engine_is_not_blamed(
 
 
 def _kill_while_out(bench: Bench, engine_is: Outage, engine: APIClient) -> None:
-    with engine_is.out():
+    with out(bench, engine_is):
         engine.kill(bench.spec().name)
 
 
@@ -520,15 +529,15 @@ def test_an_engine_that_stays_away_is_given_up_and_the_deadline_holds_when_it_is
     outage: tuple[Bench, Outage], engine: APIClient, hangs: bool
 ) -> None:
     bench, engine_is = outage
-    bench.runtime = DockerRuntime(engine_is.url, profile=PROFILE, node="tests-outage", timeout_s=2, return_s=0.5)
+    bench.runtime = DockerRuntime(engine_is.url, profile=PROFILE, node="tests-outage", timeout_s=60, return_s=0.5)
     log = BoundedLog(1 << 20)
-    spec = bench.spec(["print", "early"], ["sleep", LONG_S], timeout_s=4)
+    spec = bench.spec(["print", "early"], ["sleep", LONG_S], timeout_s=12)
     stack = ExitStack()
     began = time.monotonic()
     with pytest.raises(RuntimeUnavailable, match="no container engine answers"):  # noqa: SIM117
-        with _interfering(log, lambda: stack.enter_context(engine_is.out(hangs=hangs))):
+        with _interfering(log, lambda: stack.enter_context(out(bench, engine_is, hangs=hangs))):
             bench.runtime.run(spec, interrupt=Interrupt(), log=log)
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < LONG_S
     stack.close()
     # An engine that hung does all that it was asked meanwhile; one that was not there was asked for nothing.
     assert hangs or engine.containers(filters={"name": spec.name})
@@ -577,7 +586,7 @@ def test_a_build_that_hangs_is_stopped_and_leaves_nothing(docker_bench: Bench, e
     )
     assert result.timed_out
     assert result.image_id is None
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < LONG_S
     _wait_until(lambda: _containers_and_images(engine) == before)
 
 
@@ -598,6 +607,19 @@ def test_an_interrupt_stops_a_build(docker_bench: Bench, engine: APIClient) -> N
     _wait_until(lambda: _containers_and_images(engine) == before)
 
 
+class _InterruptingLog(BoundedLog):
+    """Stops a build as soon as a line came so many times."""
+
+    def __init__(self, interrupt: Interrupt, line: bytes, *, at: int) -> None:
+        super().__init__(1 << 20)
+        self._interrupt, self._line, self._at = interrupt, line, at
+
+    def write(self, content: bytes) -> None:
+        super().write(content)
+        if self.text().count(self._line) >= self._at:
+            self._interrupt.set("cancelled")
+
+
 @pytest.mark.docker
 @pytest.mark.parametrize("line", [b"Running in", b"--->"])
 def test_a_build_that_is_stopped_leaves_no_image_that_was_just_being_made(
@@ -606,18 +628,10 @@ def test_a_build_that_is_stopped_leaves_no_image_that_was_just_being_made(
     before = _containers_and_images(engine)
     for count in range(1, 6):
         docker_bench.interrupt = Interrupt()
-        log = BoundedLog(1 << 20)
-
-        def interrupt(log: BoundedLog = log, at: int = count) -> None:
-            _wait_until(lambda: log.text().count(line) >= at * 4)
-            docker_bench.interrupt.set("cancelled")
-
-        thread = threading.Thread(target=interrupt)
-        thread.start()
+        log = _InterruptingLog(docker_bench.interrupt, line, at=count * 4)
         steps = "".join(f"ENV A{number}=1\n" for number in range(40))
         with pytest.raises(Interrupted):
             docker_bench.build({"Dockerfile": f"FROM morpheo/base:1\n{steps}"}, log=log)
-        thread.join()
         assert log.text().count(b"Step ") < 41
         _wait_until(lambda: _containers_and_images(engine) == before)
 

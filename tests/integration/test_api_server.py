@@ -158,7 +158,7 @@ def test_a_server_that_is_killed_in_mid_upload_leaves_no_visible_artifact(data_d
 def test_sigterm_ends_a_server(data_dir: Path, command: str) -> None:
     with serving(command, data_dir, api_processes="1") as server:
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(15) == 0
+        assert server.process.wait(90) == 0
         with pytest.raises(ConnectionRefusedError):
             server.connect()
 
@@ -174,7 +174,7 @@ def test_sigterm_lets_an_upload_end(data_dir: Path) -> None:
         server.process.send_signal(signal.SIGTERM)
         peer.sendall(half)
         assert receive(peer)[0] == 201
-        assert server.process.wait(15) == 0
+        assert server.process.wait(90) == 0
 
 
 def test_the_client_lists_all_pages(storage: Server) -> None:

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import event, text
 
+from morpheo.audit import Action
 from morpheo.ends import EndWriter
 from morpheo.errors import DatabaseUnavailable, NotFound
 from morpheo.heartbeat import Heartbeat
@@ -23,6 +24,7 @@ from morpheo.storage.jobs import JobRepository
 from morpheo.storage.nodes import AVOID_S
 from morpheo.testing import FakeContainer
 from tests.support.services import wait_until
+from tests.support.trail import trail
 from tests.support.workbench import Workbench, algo, make_workbench
 
 LEASE_S = 30.0
@@ -213,6 +215,8 @@ def test_two_processes_that_empty_the_spool_at_once_write_once(
         assert get(bench, spec).state is JobState.SUCCEEDED
         assert bench.read(ArtifactKind.MODEL, spec.model_end)
     assert bench.resources.spool.waiting() == []
+    ends = [event.subject_id for event in trail(bench.database) if event.action == Action.JOB_SUCCEEDED]
+    assert sorted(ends) == sorted(str(spec.id) for spec in specs)
 
 
 def test_inputs_are_looked_up_until_the_database_is_back(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +328,7 @@ def test_a_cancel_is_seen_between_two_renewals(url: str, tmp_path: Path, monkeyp
 def test_an_attempt_without_contact_fences_itself(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    bench = make_workbench(url, tmp_path / "node", lease_s=0.4, heartbeat_s=0.05, self_fence_s=0.5)
+    bench = make_workbench(url, tmp_path / "node", lease_s=4, heartbeat_s=0.05, self_fence_s=5)
     monkeypatch.setattr("morpheo.heartbeat.JOIN_S", 0)
     spec = order(bench)
     started, killed, back = threading.Event(), threading.Event(), threading.Event()
@@ -446,7 +450,7 @@ def test_two_sweepers_of_which_one_is_frozen_strike_once(bench: Workbench, monke
     first = threading.Thread(target=lambda: counts.append(sweep()), name="frozen")
     second = threading.Thread(target=lambda: counts.append(sweep()))
     first.start()
-    assert frozen.wait(10)
+    assert frozen.wait(60)
     second.start()
     if bench.database.engine.dialect.name == "postgresql":
         second.join(30)  # what another one holds is skipped
@@ -637,7 +641,7 @@ def test_a_node_says_what_it_takes_until_it_ends(
     taken.clear()  # it is drained
     wait_until(lambda: rows() == [("learn@here", ",,")], what="a node that takes nothing")
     stop.set()
-    thread.join(10)
+    thread.join(60)
     assert rows() == []
 
 
@@ -676,7 +680,7 @@ def test_a_heartbeat_has_its_connection_from_the_beginning(bench: Workbench, mon
     opened = threading.Event()
     event.listen(bench.database.reserved.engine, "connect", lambda *_: opened.set())
     with Heartbeat(bench.database, job, Interrupt(), every_s=3600, lease_s=3600, self_fence_s=3600):
-        assert opened.wait(10)
+        assert opened.wait(60)
 
 
 @pytest.mark.database

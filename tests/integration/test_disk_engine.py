@@ -43,7 +43,7 @@ def own_engine() -> Iterator[str]:
             "--ip-forward=false",
         ]  # fmt: skip
         with child(command, Path(name) / "log"):
-            wait_until(lambda: _answers(run / "sock"), timeout_s=60, what="the engine")
+            wait_until(lambda: _answers(run / "sock"), timeout_s=120, what="the engine")
             yield f"unix://{run / 'sock'}"
 
 

@@ -269,11 +269,22 @@ def test_everybody_plans_at_once(bench: Workbench) -> None:
         people.start(lambda: train_any(bench, crowd.rng))
     for _ in range(2):
         people.start(bench.resources.sweeper.recover_lost)
-    people.stop.wait(6)
+    began = time.monotonic()
+    kinds = {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
+    while time.monotonic() < began + 6 or not kinds <= {job.state for job in all_jobs(bench)}:
+        assert time.monotonic() < began + 120, "not everything has happened"
+        if people.stop.wait(0.5):  # somebody has failed
+            break
     people.stop.set()
     people.join()
     for algo, problem in crowd.algos.items():
         check(bench, algo, problem)
+
+
+def all_jobs(bench: Workbench) -> list[Job]:
+    """Return all training jobs of chains."""
+    with bench.database.read() as work:
+        return work.chains.jobs(JobKind.LEARN)
 
 
 def check(bench: Workbench, algo: UUID, problem: Problem) -> None:

@@ -35,7 +35,7 @@ def test_a_job_whose_worker_is_killed_is_done_by_another(site: Site) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     site.start("heir", *LEARN_ONLY, nodes=1)
-    wait_until(lambda: site.resources.jobs.get(spec.id).attempt == 2, timeout_s=60, what="a second attempt")
+    wait_until(lambda: site.resources.jobs.get(spec.id).attempt == 2, what="a second attempt")
     site.wait_for_step(spec.id, "train")
     site.release(spec, attempt=2)
     site.wait_for(spec.id, JobState.SUCCEEDED)
@@ -52,7 +52,7 @@ def test_a_drained_worker_acknowledges_what_it_finished_and_leaves_the_rest(site
     assert site.workers()["learn@drained"]["running"] == [str(spec.id)]
     site.cli("workers", "drain", "drained")
     site.release(spec)
-    assert process.wait(60) == 0
+    assert process.wait(180) == 0
     assert site.state(spec.id) is JobState.SUCCEEDED
     assert site.state(waiting.id) is JobState.QUEUED
     assert site.backlog("learn") == 1

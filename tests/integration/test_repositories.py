@@ -9,9 +9,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from alembic import command
-from sqlalchemy import text, update
+from sqlalchemy import update
 
 from morpheo.challenges import Problem
 from morpheo.errors import Conflict, DatabaseUnavailable, NotFound
@@ -552,9 +553,15 @@ def test_a_database_that_is_not_there_is_unavailable() -> None:
     away.close()
 
 
-def test_a_connection_that_was_cut_is_replaced(database: Database) -> None:
+@pytest.mark.database
+def test_a_connection_that_was_cut_is_replaced(postgres_url: str) -> None:
+    database = Database(postgres_url)
     database.check()
-    if database.engine.dialect.name == "postgresql":
-        with database.engine.connect() as killer:
-            killer.execute(text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"))
+    with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as killer:
+        cut = killer.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        ).fetchall()
+    assert cut == [(True,)]
     database.check()
+    database.close()

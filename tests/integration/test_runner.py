@@ -391,9 +391,9 @@ def test_a_running_job_that_is_cancelled_stops(bench: Workbench) -> None:
     bench.resources.jobs.submit(spec)
     thread = threading.Thread(target=bench.resources.runner.run, args=(spec.id,))
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     assert bench.resources.jobs.cancel(spec.id).cancel_requested
-    thread.join(10)
+    thread.join(60)
     job = bench.resources.jobs.get(spec.id)
     assert job.state is JobState.CANCELLED
     assert job.failure is not None

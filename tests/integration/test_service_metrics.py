@@ -180,8 +180,9 @@ def test_all_processes_of_an_api_count_together(tmp_path: Path, monkeypatch: pyt
         assert before["morpheo_blob_bytes_total{direction=out,kind=data}"] == 5_000
         assert before["morpheo_http_request_duration_seconds_count{method=POST,route=/<kind>,status=201}"] == 20
         assert before["morpheo_http_request_duration_seconds_count{method=,route=,status=404}"] == 1
-        os.kill(server.pids()[1], signal.SIGKILL)
-        wait_until(lambda: len(server.pids()) == 3, what="a new process")
+        killed = server.pids()[1]
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: len(server.pids()) == 3 and killed not in server.pids(), what="a new process")
         assert scrape(server.url)["morpheo_blob_bytes_total{direction=in,kind=data}"] == 20_000
         assert len(list(shared.glob("morpheo-metrics-*"))) == 1
     assert list(shared.glob("morpheo-metrics-*")) == []
@@ -230,11 +231,13 @@ def running_worker(redis_url: str, data_dir: Path, **settings: str) -> Iterator[
 
 
 @pytest.mark.redis
-def test_a_worker_shows_the_same_jobs_and_logs_only_json(data_dir: Path, redis_url: str) -> None:
+def test_a_worker_shows_the_same_jobs_and_logs_only_json(tmp_path: Path, redis_url: str) -> None:
     """No engine listens: the jobs stay where they are, apart from those that are queued."""
+    migrate(tmp_path)
+    make_jobs_in_each_state(Database(Settings(data_dir=tmp_path).database))
     port = free_port()
     settings = {"metrics_port": str(port), "log": "json", "docker_host": "tcp://127.0.0.1:1", "sweep_s": "600"}
-    with running_worker(redis_url, data_dir, **settings) as log:
+    with running_worker(redis_url, tmp_path, **settings) as log:
         seen = scrape(f"http://127.0.0.1:{port}")
     assert seen["morpheo_up{check=database}"] == 1
     assert seen["morpheo_jobs{kind=learn,state=failed}"] >= 1

