@@ -20,7 +20,7 @@ from morpheo.audit import Action
 from morpheo.boards import Boards
 from morpheo.challenges import AddedData, Dataset, Problem, Submission, is_insider
 from morpheo.errors import Conflict, InvalidInput, NotFound, TooMany
-from morpheo.models import ArtifactKind, Job, JobKind, JobState, LearnSpec, PredictSpec
+from morpheo.models import NIL_UUID, ArtifactKind, Job, JobKind, JobState, LearnSpec, PredictSpec
 from morpheo.planning import extend, held_out, retry_rank
 from morpheo.standings import Leaderboard
 from morpheo.storage.database import Database, UnitOfWork
@@ -205,7 +205,7 @@ class Orchestrator:
 
         Raises:
             NotFound: there is no such job.
-            Conflict: the job has not failed, or its rank or its model exists already, from another job.
+            Conflict: the job has not failed, or its order was damaged, or another job has its rank or its model.
         """
         with self._database.begin() as work:
             member = work.chains.member(job_id)
@@ -214,6 +214,10 @@ class Orchestrator:
             job = work.jobs.get(job_id)
             if job.state not in (JobState.FAILED, JobState.CANCELLED):
                 raise Conflict(f"job {job_id} is {job.state}; only one that failed or was cancelled can be retried")
+            if job.spec.workflow == NIL_UUID:  # `RecoveryRepository.bury`
+                raise Conflict(
+                    f"the order of job {job_id} was damaged; order it anew, or add data to go on with its chain"
+                )
             spec = replace(job.spec, id=uuid.uuid4())
             work.events.record(Action.JOB_RETRIED, "job", job_id, by_job=spec.id)
             if member and isinstance(spec, LearnSpec):

@@ -65,12 +65,10 @@ class ChainRepository:
         specs = []
         for row in self._session.scalars(select(JobRow).where(*_chain(algo), waits).order_by(JobRow.rank).limit(limit)):
             try:
-                spec = to_job(row, attempts=False).spec
+                specs.append(to_job(row, attempts=False).spec)
             except CorruptRow:
                 self.damaged.append(row.id)
-            else:
-                specs += [spec] if isinstance(spec, LearnSpec) else []
-        return specs
+        return [spec for spec in specs if isinstance(spec, LearnSpec)]
 
     def best_model(self, problem: Problem, *, algo: UUID | None = None) -> UUID | None:
         """Return the best model of a problem, or of one algo in it, not in quarantine; of equals, the first's."""

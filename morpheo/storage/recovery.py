@@ -16,7 +16,7 @@ from morpheo.storage.tables import JobRow
 _DAMAGED = Failure(
     cause=Cause.INTERNAL_ERROR,
     blame=Blame.INFRASTRUCTURE,
-    message="the order's row in the database is damaged and cannot be read; order it again with a new id",
+    message="the order's row in the database is damaged; order it again with a new id (a chain goes on with new data)",
 )
 
 

@@ -118,6 +118,8 @@ def test_a_rank_that_cannot_be_read_ends_when_its_turn_comes(bench: Workbench) -
     assert (second.failure.cause, second.failure.blame) == (Cause.INTERNAL_ERROR, Blame.INFRASTRUCTURE)
     with bench.database.read() as work:
         assert work.challenges.submission(algo).stalled_by == second.id
+    with pytest.raises(Conflict, match="damaged"):
+        bench.resources.orchestrator.retry(second.id)
     add_data(bench, problem, b"e:5")
     run_published(bench)
     assert [job.state for job in chain(bench, algo)] == [
