@@ -35,6 +35,13 @@ def short() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that other tests use may need long for an answer; who waits for none to come shortens this."""
+    monkeypatch.setattr(doctor, "CALL_S", 60.0)
+    monkeypatch.setattr(doctor, "PROBE_S", 120.0)
+
+
 def engine_findings(url: str, **settings: Any) -> dict[str, Finding]:
     return diagnose(doctor.checks(url, Settings(**settings)))
 

@@ -14,9 +14,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from filelock import FileLock, Timeout
 
 from morpheo.errors import CorruptBlob, Interrupted, NotFound
 from morpheo.models import Artifact, ArtifactKind
@@ -88,6 +90,23 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set as soon as somebody has found a lock taken."""
+    event = threading.Event()
+
+    class Noting(FileLock):
+        def acquire(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return super().acquire(*args, **kwargs)
+            except Timeout:
+                event.set()
+                raise
+
+    monkeypatch.setattr(cache_module, "FileLock", Noting)
+    return event
+
+
+@pytest.fixture
 def node(tmp_path: Path) -> Node:
     """A node with an empty cache."""
     return Node(tmp_path)
@@ -136,24 +155,23 @@ def test_two_jobs_that_need_the_same_blob_fetch_it_once(node: Node) -> None:
     assert (node.job / "first").stat().st_ino == (node.job / "second").stat().st_ino
 
 
-def test_a_job_that_waited_for_anothers_fetch_links_its_result(node: Node) -> None:
+def test_a_job_that_waited_for_anothers_fetch_links_its_result(node: Node, waited: threading.Event) -> None:
     artifact = node.add(b"content")
-    fetching, waiting = threading.Event(), threading.Event()
+    fetching = threading.Event()
 
     def meanwhile() -> None:
         fetching.set()
-        waiting.wait(10)
+        assert waited.wait(60)
 
     node.meanwhile = meanwhile
     first = threading.Thread(target=node.link, args=(artifact, "first"))
     first.start()
-    assert fetching.wait(10)
+    assert fetching.wait(60)
     second = threading.Thread(target=node.link, args=(artifact, "second"))
     second.start()
-    assert not (node.job / "second").exists()
-    waiting.set()
     first.join()
     second.join()
+    assert waited.is_set()
     assert (node.job / "second").read_bytes() == b"content"
     assert node.fetched == [artifact.blob_key]
 
@@ -335,12 +353,11 @@ def test_a_lock_is_held_by_one_at_a_time_and_released_after_an_error(node: Node)
         pass
 
 
-def test_an_interrupt_ends_the_wait_for_a_lock(node: Node) -> None:
-    interrupt, waiting = Interrupt(), threading.Event()
+def test_an_interrupt_ends_the_wait_for_a_lock(node: Node, waited: threading.Event) -> None:
+    interrupt = Interrupt()
     errors: list[BaseException] = []
 
     def wait() -> None:
-        waiting.set()
         try:
             with node.cache.lock("a", interrupt):
                 pass
@@ -350,9 +367,9 @@ def test_an_interrupt_ends_the_wait_for_a_lock(node: Node) -> None:
     with node.cache.lock("a", Interrupt()):
         thread = threading.Thread(target=wait)
         thread.start()
-        waiting.wait(10)
+        assert waited.wait(60)
         interrupt.set("lease lost")
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
     assert [str(error) for error in errors] == ["lease lost"]
 
