@@ -22,7 +22,7 @@ from tests.support.services import free_port
 SETTINGS = {
     "MORPHEO_LEASE_S": "10",
     "MORPHEO_HEARTBEAT_S": "0.5",
-    "MORPHEO_SWEEP_S": "0.1",
+    "MORPHEO_SWEEP_S": "0.5",
     "MORPHEO_RETRY_DELAY_S": "0.2",
     "MORPHEO_LEARN_TIMEOUT_S": "120",
     "MORPHEO_MEMORY_BYTES": str(128 << 20),

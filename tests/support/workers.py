@@ -163,7 +163,7 @@ def make_site(folder: Path, broker_url: str, **settings: str) -> Iterator[Site]:
         **os.environ,
         "MORPHEO_DATA_DIR": str(data_dir),
         "MORPHEO_BROKER_URL": broker_url,
-        "MORPHEO_SWEEP_S": "0.3",
+        "MORPHEO_SWEEP_S": "1",
         "MORPHEO_LEASE_S": "10",
         "MORPHEO_HEARTBEAT_S": "0.5",
         "MORPHEO_STOP_GRACE_S": "1",
