@@ -16,6 +16,7 @@ from docker import APIClient
 from morpheo.errors import RuntimeUnavailable
 from morpheo.runtime.contract import BuildNetwork, BuildResult, BuildSpec, Interrupt, Owner, Profile
 from morpheo.runtime.docker import DockerRuntime
+from morpheo.runtime.network import PROXY_URL
 from tests.conftest import missing
 from tests.support.images import context
 from tests.support.mirrors import HOSTS, Mirrors, make_mirrors
@@ -197,7 +198,8 @@ def test_the_proxy_is_not_written_into_the_image(runtime: DockerRuntime, mirrors
         described = json.dumps([engine.inspect_image(image_id), engine.history(image_id)])
     finally:
         runtime.remove_image(image_id)
-    assert "3128" not in described
+    assert PROXY_URL not in described
+    assert "HTTP_PROXY" not in described.upper()
 
 
 @pytest.mark.docker
