@@ -214,7 +214,7 @@ class Orchestrator:
             job = work.jobs.get(job_id)
             if job.state not in (JobState.FAILED, JobState.CANCELLED):
                 raise Conflict(f"job {job_id} is {job.state}; only one that failed or was cancelled can be retried")
-            if job.spec.workflow == NIL_UUID:  # `RecoveryRepository.bury`
+            if job.spec.workflow == NIL_UUID:  # `remains` of an order
                 raise Conflict(
                     f"the order of job {job_id} was damaged; order it anew, or add data to go on with its chain"
                 )

@@ -160,7 +160,7 @@ class JobRunner:
         try:
             with self._database.begin() as work:
                 work.jobs.queued.append(work.jobs.get(job_id).spec)
-        except (DatabaseUnavailable, NotFound, CorruptRow):
+        except (DatabaseUnavailable, NotFound):
             return False
         logger.warning("job not claimed yet: another transaction has kept its row for too long; workers are told again")
         return True

@@ -140,7 +140,7 @@ class Sweeper:
             job_id = work.recovery.expired(lease_s=self._lease_s)
             if job_id is not None:
                 try:
-                    self._recover(work, work.jobs.get(job_id))
+                    self._recover(work, work.jobs.get(job_id, whole=True))
                 except CorruptRow as exc:
                     logger.error("%s; it is ended", exc)  # noqa: TRY400 - where it was found says nothing
                     work.recovery.bury(job_id)

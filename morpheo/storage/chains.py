@@ -106,7 +106,7 @@ class ChainRepository:
         """Return the job, planned or not, that ended with a model or prediction, without its attempts; the oldest."""
         query = select(JobRow).where(JobRow.result_id == result, JobRow.kind == kind.value)
         row = self._session.scalar(query.order_by(JobRow.created_at, JobRow.id).limit(1))
-        return None if row is None else to_job(row, attempts=False)
+        return None if row is None else to_job(row, attempts=False, whole=False)
 
     def jobs(
         self,
@@ -126,7 +126,7 @@ class ChainRepository:
         if states is not None:
             query = query.where(JobRow.state.in_([state.value for state in states]))
         rows = self._session.scalars(query.order_by(JobRow.created_at, JobRow.algo_id, JobRow.rank, JobRow.id))
-        return [to_job(row, attempts=False) for row in rows]
+        return [to_job(row, attempts=False, whole=False) for row in rows]
 
 
 def _chains(problem: UUID) -> tuple[ColumnElement[bool], ...]:

@@ -131,17 +131,22 @@ class JobRepository:
         """Return the digest of a job's spec, None if there is no such job."""
         return self._session.scalar(select(JobRow.spec_sha256).where(JobRow.id == job_id))
 
-    def get(self, job_id: UUID) -> Job:
+    def get(self, job_id: UUID, *, whole: bool = False) -> Job:
         """
         Return a job with its attempts and steps.
 
+        Args:
+            job_id: Which job.
+            whole: Whether an order that cannot be read is an error, rather than `remains`.
+
         Raises:
+            CorruptRow: the order cannot be read.
             NotFound: there is none.
         """
         row = self._session.scalar(_with_attempts(select(JobRow).where(JobRow.id == job_id)))
         if row is None:
             raise NotFound(f"job {job_id} not found")
-        return to_job(row, attempts=True)
+        return to_job(row, attempts=True, whole=whole)
 
     def owner(self, job_id: UUID) -> str:
         """Return the name of the user whom a job belongs to."""
@@ -167,7 +172,7 @@ class JobRepository:
         )
         if after is not None:
             query = query.where(tuple_(JobRow.created_at, JobRow.id) < after)
-        return [to_job(row, attempts=False) for row in self._session.scalars(query)]
+        return [to_job(row, attempts=False, whole=False) for row in self._session.scalars(query)]
 
     def claim(
         self,

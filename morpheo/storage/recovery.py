@@ -7,10 +7,11 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from morpheo.models import NIL_UUID, Blame, Cause, Failure, JobKind, JobSpec, JobState, LearnSpec, PredictSpec
+from morpheo.models import Blame, Cause, Failure, JobState
 from morpheo.storage.clock import database_now
 from morpheo.storage.jobs import JobRepository
 from morpheo.storage.nodes import undisturbed
+from morpheo.storage.rows import remains
 from morpheo.storage.tables import JobRow
 
 _DAMAGED = Failure(
@@ -42,26 +43,7 @@ class RecoveryRepository:
 
     def bury(self, job_id: UUID) -> bool:
         """End a job whose order cannot be read. What is left of that takes its place, so that the row can be."""
-        columns = JobRow.kind, JobRow.problem_id, JobRow.algo_id, JobRow.rank, JobRow.tags
-        found = self._session.execute(select(*columns).where(JobRow.id == job_id)).one_or_none()
-        if found is None:
+        row = self._session.get(JobRow, job_id)
+        if row is None:
             return False
-        kind, problem, algo, rank, joined = found
-        tags = tuple(joined.split("+")) if joined else ()
-        spec: JobSpec = (
-            LearnSpec(
-                id=job_id,
-                problem=problem,
-                workflow=NIL_UUID,
-                algo=algo or NIL_UUID,
-                train_data=(),
-                test_data=(),
-                model_start=None,
-                model_end=NIL_UUID,
-                rank=rank or 0,
-                tags=tags,
-            )
-            if kind == JobKind.LEARN
-            else PredictSpec(id=job_id, problem=problem, workflow=NIL_UUID, model=NIL_UUID, data=NIL_UUID, tags=tags)
-        )
-        return self._jobs.give_up(job_id, _DAMAGED, spec)
+        return self._jobs.give_up(job_id, _DAMAGED, remains(row))

@@ -6,6 +6,7 @@ from typing import Any
 
 from morpheo.errors import CorruptRow
 from morpheo.models import (
+    NIL_UUID,
     Attempt,
     AttemptOutcome,
     Blame,
@@ -16,6 +17,7 @@ from morpheo.models import (
     JobSpec,
     JobState,
     LearnSpec,
+    PredictSpec,
     Scores,
     StepName,
     StepRecord,
@@ -25,21 +27,27 @@ from morpheo.storage.clock import database_now, to_datetime
 from morpheo.storage.tables import AttemptRow, JobRow, StepRow
 
 
-def to_job(row: JobRow, *, attempts: bool) -> Job:
+def to_job(row: JobRow, *, attempts: bool, whole: bool = True) -> Job:
     """
-    Return a job; its attempts only if they were loaded.
+    Return a job.
+
+    Args:
+        row: Of the job.
+        attempts: Whether they were loaded.
+        whole: Whether an order that cannot be read is an error; those who only look are shown what is left of it.
 
     Raises:
         CorruptRow: its order cannot be read.
     """
-    kind = JobKind(row.kind)
     try:
-        spec = spec_from_dict(kind, row.spec)
+        spec = spec_from_dict(JobKind(row.kind), row.spec)
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise CorruptRow(f"the order of job {row.id} cannot be read") from exc
+        if whole:
+            raise CorruptRow(f"the order of job {row.id} cannot be read") from exc
+        spec = remains(row)
     return Job(
         id=row.id,
-        kind=kind,
+        kind=spec.kind,
         state=JobState(row.state),
         spec=spec,
         algo=row.algo_id,
@@ -57,6 +65,27 @@ def to_job(row: JobRow, *, attempts: bool) -> Job:
         attempts=tuple(_to_attempt(attempt) for attempt in row.attempts) if attempts else (),
         owner=row.owner,
         held_by=row.held_by,
+    )
+
+
+def remains(row: JobRow) -> JobSpec:
+    """Return what the columns beside an order still tell of it, if it cannot be read; its workflow is `NIL_UUID`."""
+    tags = tuple(row.tags.split("+")) if row.tags else ()
+    if row.kind != JobKind.LEARN:
+        return PredictSpec(
+            id=row.id, problem=row.problem_id, workflow=NIL_UUID, model=NIL_UUID, data=NIL_UUID, tags=tags
+        )
+    return LearnSpec(
+        id=row.id,
+        problem=row.problem_id,
+        workflow=NIL_UUID,
+        algo=row.algo_id or NIL_UUID,
+        train_data=(),
+        test_data=(),
+        model_start=None,
+        model_end=NIL_UUID,
+        rank=row.rank or 0,
+        tags=tags,
     )
 
 

@@ -112,7 +112,8 @@ class VisibilityRepository:
 
     def held(self, by: Principal) -> list[Job]:
         """Return the jobs that a worker that is not ours holds."""
-        return [to_job(row, attempts=False) for row in self._session.scalars(select(JobRow).where(held_jobs(by)))]
+        rows = self._session.scalars(select(JobRow).where(held_jobs(by)))
+        return [to_job(row, attempts=False, whole=False) for row in rows]
 
     def may_store_model(self, by: Principal, model: UUID | None, algo: UUID | None) -> bool:
         """Return whether a worker that is not ours holds the job that ends with this model."""

@@ -315,6 +315,22 @@ def test_jobs_that_come_while_one_pages_do_not_shift_the_pages(compute: Service)
     assert {item["id"] for item in first["items"] + rest["items"]} == {str(spec.id) for spec in specs}
 
 
+@pytest.mark.parametrize("make", [make_learn_spec, make_predict_spec])
+def test_a_job_whose_order_is_damaged_is_shown_with_what_is_left_of_it(compute: Service, make: Maker) -> None:
+    """Also one that has ended, or waits for its turn, which no sweeper looks at."""
+    good, bad = accepted(compute), accepted(compute, make(tags=("gpu",)))
+    compute.post(f"/jobs/{bad.id}/cancel")
+    with compute.database.begin() as work:
+        work.jobs._session.execute(update(JobRow).where(JobRow.id == bad.id).values(spec={"algo": 5}))
+    assert sorted(listed(compute)) == sorted([str(good.id), str(bad.id)])
+    shown = compute.get(f"/jobs/{bad.id}").json
+    assert (shown["state"], shown["kind"], shown["spec"]["problem"]) == ("cancelled", bad.kind, str(bad.problem))
+    assert (shown["tags"], shown["spec"]["workflow"]) == (["gpu"], str(NIL_UUID))
+    assert compute.get(f"/jobs/{bad.id}/logs").status_code == 200
+    again = compute.post(f"/jobs/{bad.id}/retry")
+    assert (again.status_code, "damaged" in again.json["detail"]) == (409, True)
+
+
 def test_jobs_can_be_filtered(compute: Service) -> None:
     learn, other = accepted(compute), accepted(compute)
     predict = accepted(compute, make_predict_spec())

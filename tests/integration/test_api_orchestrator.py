@@ -15,7 +15,7 @@ from sqlalchemy import update
 from morpheo.api.orchestrator import create_orchestrator_app
 from morpheo.models import NIL_UUID, ArtifactKind, JobKind
 from morpheo.storage.database import Database
-from morpheo.storage.tables import DatasetRow
+from morpheo.storage.tables import DatasetRow, JobRow
 from tests.support.api import DownDatabase, Service, basic
 from tests.support.workbench import ALGO, PROBLEM, make_workbench
 
@@ -486,6 +486,19 @@ def test_a_learnuplet_looks_as_it_did_in_2017(challenge: Challenge) -> None:
     }
     assert (second["rank"], second["status"], second["model_start"]) == (1, "todo", None)
     assert challenge.service.get(f"/learnuplet/{second['uuid']}").json == second
+
+
+def test_a_rank_whose_order_is_damaged_is_listed_with_what_is_left_of_it(challenge: Challenge) -> None:
+    challenge.add_data(2)
+    algo = challenge.add_algo()
+    good, bad = challenge.chain(algo)
+    with challenge.service.database.begin() as work:
+        work.jobs._session.execute(update(JobRow).where(JobRow.id == UUID(bad["uuid"])).values(spec=None))
+    assert challenge.chain(algo)[0] == good
+    left = challenge.service.get(f"/learnuplet/{bad['uuid']}").json
+    assert challenge.chain(algo)[1] == left
+    lost = {"workflow": NIL, "model_end": NIL, "train_data": [], "test_data": []}
+    assert left == {**bad, **lost}
 
 
 @pytest.mark.parametrize("collection", COLLECTIONS)

@@ -493,6 +493,7 @@ def test_a_damaged_order_ends_and_the_others_go_on(bench: Workbench, spec: str, 
     bad_id = bad.id.hex if bench.database.engine.dialect.name == "sqlite" else bad.id
     change(bench, f"UPDATE jobs SET spec = {cast} WHERE id = :id", spec=spec, id=bad_id)
     bench.publisher.down = False
+    assert get(bench, bad).spec.id == bad.id
     if where == "published":
         assert bench.resources.runner.run(bad.id) is None
     bench.resources.sweeper.sweep_jobs()
