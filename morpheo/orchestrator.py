@@ -215,9 +215,7 @@ class Orchestrator:
             if job.state not in (JobState.FAILED, JobState.CANCELLED):
                 raise Conflict(f"job {job_id} is {job.state}; only one that failed or was cancelled can be retried")
             if job.spec.workflow == NIL_UUID:  # `remains` of an order
-                raise Conflict(
-                    f"the order of job {job_id} was damaged; order it anew, or add data to go on with its chain"
-                )
+                raise Conflict(f"the order of job {job_id} was damaged; order it anew, or add data to its chain")
             spec = replace(job.spec, id=uuid.uuid4())
             work.events.record(Action.JOB_RETRIED, "job", job_id, by_job=spec.id)
             if member and isinstance(spec, LearnSpec):

@@ -4,12 +4,8 @@ The composition root: from settings to services. Everything is made when it is f
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-import os
-import tempfile
-import uuid
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -21,13 +17,13 @@ from morpheo.contact import Contact
 from morpheo.disk import Disk, Marks
 from morpheo.downloads import DownloadLog
 from morpheo.ends import EndWriter
-from morpheo.errors import DiskFull
 from morpheo.execution import Limits, Tools
 from morpheo.images import ImageShelf
 from morpheo.jobs import JobService, Publisher, publish
 from morpheo.logins import Logins
 from morpheo.metrics import MeteredBlobStore, make_registry
 from morpheo.models import ArtifactKind
+from morpheo.node import node_id
 from morpheo.orchestrator import Orchestrator
 from morpheo.outside import OutsideWorkers
 from morpheo.packing import context_limits
@@ -140,7 +136,7 @@ class Resources:
     def node(self) -> str:
         """Name of this machine, as long as its data folder is the same."""
         _make_data_dir(self.settings)
-        return _node_id(self.settings.data_dir)
+        return node_id(self.settings.data_dir)
 
     @functools.cached_property
     def engines(self) -> Engines:
@@ -340,31 +336,3 @@ def _model_limits(settings: Settings) -> OutputLimits:
 def _make_data_dir(settings: Settings) -> None:
     # Only for its owner: it holds data with targets. What containers see is mounted by the engine.
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-
-
-def _node_id(data_dir: Path) -> str:
-    """
-    Return the name of the node whose caches are in this folder; made once.
-
-    Raises:
-        DiskFull: it cannot be written.
-    """
-    path = data_dir / "node-id"
-    try:
-        if not path.exists():
-            _write_once(path, uuid.uuid4().hex)
-        return path.read_text()
-    except OSError as exc:
-        text = f"{path} cannot be written: {exc.strerror}; make room there, or set MORPHEO_DATA_DIR to another folder"
-        raise DiskFull(text) from exc
-
-
-def _write_once(path: Path, text: str) -> None:
-    """Make a file that nobody ever sees without its content; another process may be faster."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f"{path.name}.") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-        os.fchmod(file.fileno(), 0o644)
-        with contextlib.suppress(FileExistsError):
-            os.link(file.name, path)

@@ -259,7 +259,7 @@ class JobRunner:
             return False
         try:
             with self._database.read() as work:
-                return work.jobs.waited_s(job.id) < self._settings.outage_s
+                return work.recovery.waited_s(job.id) < self._settings.outage_s
         except DatabaseUnavailable:
             return True
 

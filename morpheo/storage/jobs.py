@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, and_, case, func, insert, not_, or_, select, true, tuple_, update
+from sqlalchemy import and_, case, insert, not_, or_, select, true, tuple_, update
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.sql.elements import ColumnElement
 
@@ -143,7 +143,8 @@ class JobRepository:
             CorruptRow: the order cannot be read.
             NotFound: there is none.
         """
-        row = self._session.scalar(_with_attempts(select(JobRow).where(JobRow.id == job_id)))
+        attempts = selectinload(JobRow.attempts).selectinload(AttemptRow.steps)
+        row = self._session.scalar(select(JobRow).where(JobRow.id == job_id).options(attempts))
         if row is None:
             raise NotFound(f"job {job_id} not found")
         return to_job(row, attempts=True, whole=whole)
@@ -255,15 +256,6 @@ class JobRepository:
             .returning(JobRow.cancel_requested)
         ).scalar_one_or_none()
 
-    def waited_s(self, job_id: UUID) -> float:
-        """Return since when a job has only been given back for another try, in seconds by the database's clock."""
-        retried, of_job = AttemptOutcome.RETRIED.value, AttemptRow.job_id == job_id
-        over = AttemptRow.ended_at.is_not(None)
-        other = select(func.max(AttemptRow.number)).where(of_job, over, AttemptRow.outcome != retried)
-        in_a_row = of_job, over, AttemptRow.number > func.coalesce(other.scalar_subquery(), 0)
-        waited_s = self._session.scalar(select(database_now() - func.min(AttemptRow.ended_at)).where(*in_a_row))
-        return max(0.0, waited_s or 0.0)
-
     def cancel_requested(self, job_id: UUID, attempt: int) -> bool | None:
         """Return what `renew` does, without renewing anything."""
         return self._session.scalar(select(JobRow.cancel_requested).where(*_held(job_id, attempt)))
@@ -365,7 +357,3 @@ def _due() -> ColumnElement[bool]:
 
 def _held(job_id: UUID, attempt: int) -> tuple[ColumnElement[bool], ...]:
     return JobRow.id == job_id, JobRow.attempt == attempt, JobRow.state == JobState.RUNNING.value
-
-
-def _with_attempts(query: Select[JobRow]) -> Select[JobRow]:
-    return query.options(selectinload(JobRow.attempts).selectinload(AttemptRow.steps))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from morpheo.models import Blame, Cause, Failure, JobState
+from morpheo.models import AttemptOutcome, Blame, Cause, Failure, JobState
 from morpheo.storage.clock import database_now
 from morpheo.storage.jobs import JobRepository
 from morpheo.storage.nodes import undisturbed
 from morpheo.storage.rows import remains
-from morpheo.storage.tables import JobRow
+from morpheo.storage.tables import AttemptRow, JobRow
 
 _DAMAGED = Failure(
     cause=Cause.INTERNAL_ERROR,
@@ -47,3 +47,12 @@ class RecoveryRepository:
         if row is None:
             return False
         return self._jobs.give_up(job_id, _DAMAGED, remains(row))
+
+    def waited_s(self, job_id: UUID) -> float:
+        """Return since when a job has only been given back for another try, in seconds by the database's clock."""
+        retried, of_job = AttemptOutcome.RETRIED.value, AttemptRow.job_id == job_id
+        over = AttemptRow.ended_at.is_not(None)
+        other = select(func.max(AttemptRow.number)).where(of_job, over, AttemptRow.outcome != retried)
+        in_a_row = of_job, over, AttemptRow.number > func.coalesce(other.scalar_subquery(), 0)
+        waited_s = self._session.scalar(select(database_now() - func.min(AttemptRow.ended_at)).where(*in_a_row))
+        return max(0.0, waited_s or 0.0)

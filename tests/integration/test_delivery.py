@@ -269,7 +269,7 @@ def test_how_long_a_job_has_waited_is_told_by_the_databases_clock(bench: Workben
         connection.execute(text("UPDATE attempts SET ended_at = ended_at + :shift"), {"shift": shift})
         connection.commit()
     with bench.database.read() as work:
-        assert waited <= work.jobs.waited_s(spec.id) < waited + 60
+        assert waited <= work.recovery.waited_s(spec.id) < waited + 60
 
 
 def test_a_heartbeat_needs_no_connection_of_the_pool(bench: Workbench) -> None:

@@ -49,7 +49,8 @@ def test_a_drained_worker_acknowledges_what_it_finished_and_leaves_the_rest(site
     spec = site.order(held=True, published=True)
     site.wait_for_step(spec.id, "train")
     waiting = site.order(published=True)
-    assert site.workers()["learn@drained"]["running"] == [str(spec.id)]
+    expected = {"learn@drained": [str(spec.id)], "predict@drained": []}
+    wait_until(lambda: {name: node["running"] for name, node in site.workers().items()} == expected, what="two nodes")
     site.cli("workers", "drain", "drained")
     site.release(spec)
     assert process.wait(180) == 0

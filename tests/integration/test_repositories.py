@@ -424,7 +424,7 @@ def test_a_job_has_waited_since_it_was_given_back_for_the_first_time_in_a_row(da
 
     def waited_s() -> float:
         with database.read() as work:
-            return work.jobs.waited_s(spec.id)
+            return work.recovery.waited_s(spec.id)
 
     attempt(1, AttemptOutcome.RETRIED)
     attempt(2, AttemptOutcome.RELEASED)

@@ -32,6 +32,11 @@ def site(redis_url: str, tmp_path: Path, engine: APIClient) -> Iterator[Site]:
         yield made
 
 
+def taken(site: Site) -> dict[str, list[str]]:
+    """Return what each node takes that has answered in time."""
+    return {name: node["queues"] for name, node in site.workers().items()}
+
+
 def test_a_job_runs_where_its_tags_are(site: Site) -> None:
     plain = site.start("plain")
     tagged, untagged = site.order(tags=("gpu",)), site.order()
@@ -39,12 +44,12 @@ def test_a_job_runs_where_its_tags_are(site: Site) -> None:
     assert site.state(tagged.id) is JobState.QUEUED
     site.start("tagged", "--queues", "gpu,big-memory", *LEARN_ONLY, nodes=1)
     site.wait_for(tagged.id, JobState.FAILED)
-    nodes = site.workers()
-    assert {name: node["queues"] for name, node in nodes.items()} == {
+    expected = {
         "learn@plain": ["learn"],
         "predict@plain": ["predict"],
         "learn@tagged": ["learn.big-memory", "learn.big-memory+gpu", "learn.gpu"],
     }
+    wait_until(lambda: taken(site) == expected, what="three nodes and what they take")
     plain.terminate()
     assert plain.wait(120) == 0
     untagged = site.order()
@@ -63,17 +68,15 @@ def test_a_submitter_has_workers_of_their_own(site: Site) -> None:
     assert site.state(hers.id) is JobState.QUEUED
     site.start("hers", "--submitter", "anna", *LEARN_ONLY, nodes=1)
     site.wait_for(hers.id, JobState.FAILED)
-    assert {name: node["queues"] for name, node in site.workers().items()} == {
-        "learn@shared": ["learn"],
-        "learn@hers": ["learn.@anna"],
-    }
+    expected = {"learn@shared": ["learn"], "learn@hers": ["learn.@anna"]}
+    wait_until(lambda: taken(site) == expected, what="two nodes and what they take")
 
 
 def test_one_node_can_be_drained_and_the_other_goes_on(site: Site) -> None:
     process = site.start("one")
+    wait_until(lambda: site.answering() == {"learn@one", "predict@one"}, what="two nodes")
     site.cli("workers", "drain", "predict@one")
-    wait_until(lambda: site.answering() == {"learn@one"}, what="one node")
-    assert list(site.workers()) == ["learn@one"]
+    wait_until(lambda: list(site.workers()) == ["learn@one"], what="one node")
     site.wait_for(site.order().id, JobState.FAILED)
     assert process.poll() is None
     site.cli("workers", "drain", "learn@one")
