@@ -398,12 +398,13 @@ def test_a_log_that_is_longer_than_what_the_engine_keeps_says_so(docker_bench: B
     noise = [["print", "x" * 10_000] for _ in range(11)]  # the engine keeps 64 KiB
     thread, _ = _run_with_log(docker_bench, log, ["print", "first"], ["sleep", 1], *noise, ["print", "last"])
     thread.join(60)
-    text = log.text().decode()
-    whole = "".join(["first\n", *["x" * 10_000 + "\n" for _ in noise], "last\n"])
-    if text != whole:  # a busy machine may write no faster than it is read
-        assert text.startswith("first\n[some output is missing here: ")
-        assert text.endswith("x\nlast\n")
-        assert len(text) < (64 << 10) + 1000
+    lines = log.text().decode().splitlines()
+    said = [line for line in lines if "missing: the engine" in line or "missing here: the engine" in line]
+    kept = [line for line in lines if line not in said]
+    whole = ["first", *["x" * 10_000] * len(noise), "last"]
+    assert (set(kept) <= set(whole), kept[-1]) == (True, "last")
+    # A busy machine may write no faster than it is read, and then nothing is lost.
+    assert said or kept == whole
 
 
 @pytest.mark.docker
