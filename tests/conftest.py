@@ -19,6 +19,7 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 import psycopg
 import pytest
 from docker import APIClient
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
 
 from morpheo.storage import migrate
@@ -41,6 +42,10 @@ from tests.support.services import (
     s3_server,
     weed_binary,
 )
+
+# How long an example takes says nothing of the code on a busy machine.
+settings.register_profile("patient", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 BASE_IMAGE = "morpheo/base:1"
 BASE_IMAGES = (BASE_IMAGE, f"{BASE_IMAGE}-hdf5")

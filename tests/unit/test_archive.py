@@ -556,7 +556,7 @@ def packed(folder: Path, files: dict[str, bytes]) -> bytes:
     return target.getvalue()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(files=FILES)
 def test_what_was_packed_unpacks_to_the_same_files(files: dict[str, bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -614,13 +614,13 @@ def edited(content: bytes, edits: list[tuple[int, bytes]]) -> bytes:
     return bytes(changed)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(edits=EDITS)
 def test_a_damaged_archive_is_read_or_refused_but_never_breaks_the_reader(edits: list[tuple[int, bytes]]) -> None:
     read_all(edited(VALID, edits))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(edits=EDITS)
 def test_headers_of_any_content_are_read_or_refused(edits: list[tuple[int, bytes]]) -> None:
     changed = bytearray(edited(VALID_TAR, [(place % 3000, new) for place, new in edits]))

@@ -171,7 +171,7 @@ matrices = st.integers(2, 9).flatmap(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(matrices, st.booleans())
 def test_ranges_are_around_places(scores: list[list[float]], higher_is_better: bool) -> None:
     board = board_of(scores, higher_is_better=higher_is_better)
@@ -189,7 +189,7 @@ def test_ranges_are_around_places(scores: list[list[float]], higher_is_better: b
         assert entry.spread.min - 1e-6 <= entry.interval[0] <= entry.interval[1] <= entry.spread.max + 1e-6
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(matrices, st.randoms(use_true_random=False))
 def test_the_order_of_algos_and_files_does_not_matter(scores: list[list[float]], random: object) -> None:
     problem = make_problem(len(scores[0]))
@@ -210,7 +210,7 @@ def test_the_order_of_algos_and_files_does_not_matter(scores: list[list[float]],
     assert by_algo(make_leaderboard(turned, chains, test_perf)) == by_algo(board)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(matrices)
 def test_lower_is_better_is_the_mirror_image(scores: list[list[float]]) -> None:
     # The draws are the same, so the ends of intervals change sides; the cut leaves out as many draws on either.
@@ -223,7 +223,7 @@ def test_lower_is_better_is_the_mirror_image(scores: list[list[float]]) -> None:
         assert other.interval == (mirrored and pytest.approx(mirrored, abs=2e-6))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(MIN_FILES, 12), st.integers(2, 6), st.integers(0, 1000))
 def test_a_dominated_entry_is_behind_at_both_ends(files: int, algos: int, seed: int) -> None:
     scores = random_scores(algos, files, seed=seed)
