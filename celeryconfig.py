@@ -69,5 +69,5 @@ worker_prefetch_multiplier = 1
 worker_send_task_events = True
 worker_hijack_root_logger = False
 worker_cancel_long_running_tasks_on_connection_loss = False
-worker_soft_shutdown_timeout = _settings.stop_grace_s
+worker_soft_shutdown_timeout = _settings.stop_grace_s  # `morpheo.tasks.stopping` waits no longer than it must
 worker_enable_soft_shutdown_on_idle = False

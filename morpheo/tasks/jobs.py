@@ -10,6 +10,7 @@ from celery import Task
 from morpheo.celery import app
 from morpheo.failpoints import failpoint
 from morpheo.tasks.publisher import RUN_JOB, process_resources
+from morpheo.tasks.stopping import at_work
 
 logger = logging.getLogger(__name__)
 
@@ -23,5 +24,6 @@ def run_job(self: Task[[str], None], job_id: str) -> None:  # noqa: ARG001 - Cel
     except ValueError:
         logger.warning("message dropped: %r is no job's id", job_id[:50])
         return
-    process_resources().runner.run(parsed)
+    with at_work():
+        process_resources().runner.run(parsed)
     failpoint("before_ack")

@@ -21,11 +21,13 @@ from celery.signals import (
     worker_shutdown,
 )
 from celery.utils.log import get_multiprocessing_logger
+from celery.worker import state
 from prometheus_client import start_http_server
 
 from morpheo import logs, metrics
 from morpheo.config import PREFIX
 from morpheo.models import JobKind
+from morpheo.tasks import stopping
 from morpheo.tasks.publisher import process_resources
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,19 @@ def prepare_worker(sender: Any, **_kwargs: Any) -> None:
     if process_resources().settings.log == "json":
         sender.quiet = True  # no banner
         celery_worker.safe_say = lambda text, _=None: logger.info(text.strip())  # type: ignore[attr-defined]
+
+
+@worker_init.connect
+def prepare_to_stop(sender: Any, **_kwargs: Any) -> None:
+    """Let a node that is told to stop end with its jobs, if these end before the grace does."""
+    stopping.make_file()
+    grace_s = process_resources().settings.stop_grace_s
+
+    def wait() -> None:
+        if grace_s and state.active_requests:
+            stopping.wait_for_jobs(grace_s)
+
+    sender.wait_for_soft_shutdown = wait
 
 
 @worker_init.connect

@@ -62,6 +62,21 @@ def test_a_drained_worker_finishes_its_job_and_leaves_the_others(site: Site) -> 
     assert site.resources.jobs.get(waiting.id).attempt == 1
 
 
+def test_a_worker_that_is_stopped_ends_with_its_job(site: Site) -> None:
+    """And does not wait for the end of the grace, nor for that of another job."""
+    process = site.start("one", MORPHEO_STOP_GRACE_S="600")
+    spec = site.order(held=True)
+    site.wait_for_step(spec.id, "train")
+    process.terminate()
+    wait_until(lambda: "told to stop" in site.log("one"), what="the grace")
+    waiting = site.order(published=True)
+    site.release(spec)
+    assert process.wait(300) == 0
+    job = site.resources.jobs.get(spec.id)
+    assert (job.state, job.attempt, job.strikes) == (JobState.SUCCEEDED, 1, 0)
+    assert (site.state(waiting.id), site.backlog("learn")) == (JobState.QUEUED, 1)
+
+
 def test_a_worker_that_is_stopped_gives_its_job_back(site: Site) -> None:
     process = site.start("one")
     spec = site.order(held=True)
@@ -84,7 +99,7 @@ def test_a_job_that_is_handed_back_starts_elsewhere_at_once(site: Site, signals:
     told = time.monotonic()
     process.terminate()
     if signals == 2:
-        wait_until(lambda: "Initiating Soft Shutdown" in site.log("one"), what="the grace")
+        wait_until(lambda: "told to stop" in site.log("one"), what="the grace")
         process.terminate()
     wait_until(lambda: site.resources.jobs.get(spec.id).attempt == 2, what="a second attempt")
     job = site.resources.jobs.get(spec.id)
@@ -97,6 +112,7 @@ def test_a_job_that_is_handed_back_starts_elsewhere_at_once(site: Site, signals:
     site.release(spec, attempt=2)
     site.wait_for(spec.id, JobState.SUCCEEDED)
     assert process.wait(180) is not None
+    assert time.monotonic() - told < GRACE_S
     assert not (site.bench.work_dir / f"{spec.id}-1").exists()
 
 
