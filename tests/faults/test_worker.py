@@ -193,7 +193,7 @@ def test_08_a_worker_told_to_stop_and_killed_before_it_has(rig: Rig) -> None:
     spec = rig.order(hold="train")
     worker, _ = rig.begin_container(spec, "train")
     worker.learn.send(signal.SIGTERM)
-    wait_until(lambda: "hutdown" in worker.learn.new_log(), what="the beginning of its end")
+    wait_until(lambda: "told to stop" in worker.learn.new_log(), what="the beginning of its end")
     worker.kill()
     assert outcomes(rig.wait_attempt(spec, 2))[0] is AttemptOutcome.LOST
     assert outcomes(rig.wait_done(spec)) == LOST_THEN_DONE
