@@ -72,11 +72,13 @@ class MemoryBlobStore:
 
     def list(self, prefix: str = "") -> Iterator[BlobStat]:
         """Return the blobs whose key begins with `prefix`."""
-        keys = sorted(self._blobs)
+        blobs = self._blobs.copy()  # what is removed meanwhile may be listed, as by S3
+        keys = sorted(blobs)
         for key in keys[bisect.bisect_left(keys, prefix) :]:
             if not key.startswith(prefix):
                 return
-            yield self.stat(key)
+            content, modified_at = blobs[key]
+            yield BlobStat(key=key, size_bytes=len(content), modified_at=modified_at)
 
     def sweep(self, _before: datetime) -> int:
         """Remove nothing: a write that ends early leaves nothing here."""

@@ -70,13 +70,14 @@ def dev(
     Uses the settings of the environment; data is kept in MORPHEO_DATA_DIR. Stop it with Ctrl-C.
     """
     settings = Settings.from_env()
-    ports = Ports(
-        compute=_free_port("compute", compute_port),
-        storage=_free_port("storage", storage_port),
-        orchestrator=_free_port("orchestrator", orchestrator_port),
-        flower=_free_port("flower", flower_port),
-        redis=_free_port("redis", redis_port),
-    )
+    with contextlib.ExitStack() as chosen:
+        ports = Ports(
+            compute=_free_port("compute", compute_port, chosen),
+            storage=_free_port("storage", storage_port, chosen),
+            orchestrator=_free_port("orchestrator", orchestrator_port, chosen),
+            flower=_free_port("flower", flower_port, chosen),
+            redis=_free_port("redis", redis_port, chosen),
+        )
     check_engine(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.closing(Database(settings.database)) as database:
@@ -97,16 +98,17 @@ def check_engine(settings: Settings) -> None:
         engine.check()
 
 
-def _free_port(name: str, port: int) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as exc:
-            raise SettingsError(
-                f"port {port} is taken; stop what listens there, or choose another with --{name}-port"
-            ) from exc
-        return int(probe.getsockname()[1])
+def _free_port(name: str, port: int, chosen: contextlib.ExitStack) -> int:
+    """Return a port, and keep it until all are chosen, so that no two services get the same."""
+    probe = chosen.enter_context(socket.socket())
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind((HOST, port))
+        probe.listen()  # or the same port could be given twice
+    except OSError as exc:
+        text = f"port {port} is taken; stop what listens there, or choose another with --{name}-port"
+        raise SettingsError(text) from exc
+    return int(probe.getsockname()[1])
 
 
 def _redis_server() -> str:

@@ -39,7 +39,7 @@ RETURN_EVERY_S = 0.2
 OVERDUE_S = 5
 #: How long an engine may take to say that a container ended for lack of memory after it has said that it ended, and
 #: how often it is asked, in seconds (containerd issues 8180 and 12260).
-OOM_LATE_S, _OOM_EVERY_S = 1.0, 0.1
+OOM_LATE_S, _OOM_EVERY_S = 5.0, 0.1
 #: Exit codes from here on are the signals' that ended a program, or mean that the engine does not know.
 _KILLED = 128
 

@@ -22,6 +22,7 @@ from morpheo.testing import make_archive
 from tests.acceptance.conftest import Stack
 from tests.support.jobs import ALGO, PROBLEM, image_archive, make_order, store_algo
 from tests.support.services import wait_until
+from tests.support.workers import HELD
 
 pytestmark = pytest.mark.docker
 
@@ -294,16 +295,19 @@ def test_cancelling_kills_the_container(stack: Stack, engine: APIClient) -> None
 
 @pytest.mark.parametrize("time", range(3))  # the process that takes the place of a killed one must work every time
 def test_a_job_whose_worker_is_killed_is_done_by_a_second_attempt(stack: Stack, engine: APIClient, time: int) -> None:
-    program = f"import os, time\ntime.sleep(2)  # {time}\n" + ALGO
-    spec = make_order(stack.storage, algo=store_algo(stack.storage, program))
+    spec = make_order(stack.storage, algo=store_algo(stack.storage, f"{HELD}# {time}\n"))
     stack.compute.submit(spec)
-    wait_until(
-        lambda: bool(engine.containers(filters={"label": f"morpheo.job={spec.id}", "name": "train"})),
-        timeout_s=PATIENCE_S,
-    )
+
+    def wait_for_training(attempt: int) -> None:
+        name = f"{spec.id}-{attempt}-train"
+        wait_until(lambda: bool(engine.containers(filters={"name": name})), timeout_s=PATIENCE_S, what=name)
+
+    wait_for_training(1)
     worker = stack.compute.job(spec.id).worker
     assert worker is not None
     os.kill(int(worker.split("-")[-2]), signal.SIGKILL)
+    wait_for_training(2)
+    (stack.folder / "data" / "work" / f"{spec.id}-2" / "train" / "go").mkdir()
     job = stack.compute.wait(spec.id, timeout_s=PATIENCE_S)
     assert (job.state, job.attempt, job.strikes) == (JobState.SUCCEEDED, 2, 1), job
     assert [attempt.outcome for attempt in job.attempts] == [AttemptOutcome.LOST, AttemptOutcome.SUCCEEDED]

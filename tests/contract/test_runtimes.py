@@ -172,7 +172,7 @@ def test_inputs_cannot_be_changed(bench: Bench, output: Path) -> None:
 
 def test_a_container_is_killed_at_its_deadline(bench: Bench) -> None:
     began = time.monotonic()
-    result = bench.run(["print", "still here"], ["sleep", LONG_S], timeout_s=5.0)
+    result = bench.run(["print", "still here"], ["sleep", LONG_S], timeout_s=10.0)
     assert result.timed_out
     assert result.exit_code == 137
     assert result.log == b"still here\n"
@@ -468,7 +468,7 @@ def out(bench: Bench, engine_is: Outage, *, hangs: bool = False) -> Iterator[Non
 def test_a_container_that_outlives_its_engine_is_waited_for_again(outage: tuple[Bench, Outage]) -> None:
     bench, engine_is = outage
     log = BoundedLog(1 << 20)
-    thread, results = _run_with_log(bench, log, ["print", "early"], ["sleep", 6], ["print", "late"], ["exit", 7])
+    thread, results = _run_with_log(bench, log, ["print", "early"], ["sleep", 6.5], ["print", "late"], ["exit", 7])
     _wait_until(lambda: log.text().startswith(b"early\n"))
     with out(bench, engine_is):
         time.sleep(0.5)  # long enough for questions to fail
@@ -483,7 +483,7 @@ def test_a_container_that_ends_while_its_engine_is_out_has_its_result(
 ) -> None:
     bench, engine_is = outage
     log = BoundedLog(1 << 20)
-    thread, results = _run_with_log(bench, log, ["print", "early"], ["sleep", 5], ["print", "late"])
+    thread, results = _run_with_log(bench, log, ["print", "early"], ["sleep", 5.5], ["print", "late"])
     _wait_until(lambda: log.text().startswith(b"early\n"))
     with out(bench, engine_is):
         _wait_until(lambda: not engine.inspect_container(bench.spec().name)["State"]["Running"])

@@ -45,6 +45,7 @@ def test_43_a_sweeper_stopped_in_its_transaction(rig: Rig, cut_off: bool) -> Non
         worker.arm("in_recovery", "stop")
     kill_holder(rig, spec)
     rig.wait(lambda: any(worker.was_hit("in_recovery") for worker in rig.workers.values()), "a stopped sweeper")
+    stopped_at = rig.now()
     (stopped,) = (worker for worker in rig.workers.values() if worker.was_hit("in_recovery"))
     for worker in rig.workers.values():
         worker.disarm()
@@ -55,7 +56,8 @@ def test_43_a_sweeper_stopped_in_its_transaction(rig: Rig, cut_off: bool) -> Non
         rig.wait_done(rig.order())
         job = rig.job(spec)
         # PostgreSQL ends a transaction that stands still for too long, and the job is rightly recovered by the other.
-        if rig.postgres.query("SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction'"):
+        stands_still = "state = 'idle in transaction' AND xact_start < to_timestamp(%s)"
+        if rig.postgres.query(f"SELECT 1 FROM pg_stat_activity WHERE {stands_still}", stopped_at):
             assert (job.attempt, job.strikes) == (1, 0)
     stopped.resume()
     check_lost_once(rig.wait_done(spec))

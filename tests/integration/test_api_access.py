@@ -16,7 +16,7 @@ from morpheo.accounts import Accounts
 from morpheo.api.compute import create_compute_app
 from morpheo.api.orchestrator import create_orchestrator_app
 from morpheo.api.storage import create_storage_app
-from morpheo.logins import FREE_BY_NAME
+from morpheo.logins import FREE_BY_NAME, Logins
 from morpheo.models import ArtifactKind, LearnSpec, PredictSpec
 from morpheo.storage.database import Database
 from morpheo.testing import make_learn_spec, make_predict_spec
@@ -71,6 +71,7 @@ def test_a_wrong_token_is_challenged_as_rfc_6750_says(sqlite: Database) -> None:
 @pytest.mark.parametrize("create", [create_compute_app, create_storage_app, create_orchestrator_app])
 def test_too_many_wrong_passwords_are_429_with_the_time_to_wait(sqlite: Database, create: Callable[..., Any]) -> None:
     service = Service(create, sqlite)
+    service.replace(logins=Logins(sqlite, ("u", "p"), clock=lambda: 1000.0))
     wrong = {"Authorization": basic("mallory", "wrong")}
     assert {service.get("/problem", headers=wrong).status_code for _ in range(FREE_BY_NAME + 1)} == {401}
     answer = service.get("/problem", headers=wrong)

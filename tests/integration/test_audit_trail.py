@@ -205,11 +205,12 @@ def test_events_of_many_threads_are_one_chain(database: Database) -> None:
 def test_a_host_that_freezes_with_the_lock_does_not_hold_up_the_others_for_long(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("morpheo.storage.events.HOLD_S", 1)
     database = Database(postgres_url)
     with pytest.raises(DatabaseUnavailable), database.begin() as frozen:  # noqa: PT012 - the end of the block commits
         frozen.events.record(Action.JOB_RETRIED, "job", "frozen")
-        frozen.events.write()
+        with monkeypatch.context() as patch:
+            patch.setattr("morpheo.storage.events.HOLD_S", 1)
+            frozen.events.write()
         record(database)  # waits for the lock, less than the 10 s after which it would give up
     assert [event.subject for event in told(database)] == ["job 0"]
     database.close()

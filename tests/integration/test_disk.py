@@ -24,7 +24,10 @@ pytestmark = pytest.mark.timeout(60)
 
 MIB = 1 << 20
 #: Of a node whose disk has 50 MB.
-SMALL = {"disk_high": 2 * MIB, "disk_low": 30 * MIB, "model_bytes": MIB, "prediction_bytes": MIB, "model_files": 20}
+SMALL: dict[str, Any] = {
+    "disk_high": 2 * MIB, "disk_low": 30 * MIB, "model_bytes": MIB, "prediction_bytes": MIB, "model_files": 20,
+    "heartbeat_s": 1.0,
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_a_drained_worker_acknowledges_what_it_finished_and_leaves_the_rest(site
     waiting = site.order(published=True)
     expected = {"learn@drained": [str(spec.id)], "predict@drained": []}
     wait_until(lambda: {name: node["running"] for name, node in site.workers().items()} == expected, what="two nodes")
-    site.cli("workers", "drain", "drained")
+    site.drain("drained")
     site.release(spec)
     assert process.wait(180) == 0
     assert site.state(spec.id) is JobState.SUCCEEDED

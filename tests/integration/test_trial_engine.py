@@ -143,7 +143,6 @@ def test_a_trial_says_what_would_fail_and_leaves_nothing(
     engine: APIClient, home: Path, tmp_path: Path, tried: Case
 ) -> None:
     _, dangling, _ = on_engine(engine)
-    timeout_s = TIMEOUT_S // 4 if tried.cause is Cause.TIME_LIMIT else TIMEOUT_S
     report = run_trial(
         Inputs(
             algo=algo_folder(tmp_path / "algo", program=tried.program, dockerfile=tried.dockerfile),
@@ -153,8 +152,8 @@ def test_a_trial_says_what_would_fail_and_leaves_nothing(
             data_dir=tmp_path / "real",
             docker_host=engine_url(),
             memory_bytes=MEMORY,
-            learn_timeout_s=timeout_s,
-            predict_timeout_s=timeout_s,
+            learn_timeout_s=TIMEOUT_S,
+            predict_timeout_s=TIMEOUT_S // 4 if tried.cause is Cause.TIME_LIMIT else TIMEOUT_S,
         ),
         home=Home(home),
         on_step=lambda _: None,

@@ -75,11 +75,11 @@ def test_a_submitter_has_workers_of_their_own(site: Site) -> None:
 def test_one_node_can_be_drained_and_the_other_goes_on(site: Site) -> None:
     process = site.start("one")
     wait_until(lambda: site.answering() == {"learn@one", "predict@one"}, what="two nodes")
-    site.cli("workers", "drain", "predict@one")
+    site.drain("predict@one")
     wait_until(lambda: list(site.workers()) == ["learn@one"], what="one node")
     site.wait_for(site.order().id, JobState.FAILED)
     assert process.poll() is None
-    site.cli("workers", "drain", "learn@one")
+    site.drain("learn@one")
     assert process.wait(120) == 0
 
 

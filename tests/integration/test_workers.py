@@ -46,7 +46,7 @@ def test_a_drained_worker_finishes_its_job_and_leaves_the_others(site: Site) -> 
     site.wait_for_step(long.id, "train")
     waiting = site.order()
     wait_until(lambda: runs_alone(site, long.id), what="two nodes that answer, of which one is busy")
-    said = site.cli("workers", "drain", "one").splitlines()
+    said = site.drain("one").splitlines()
     assert said == [f"learn@one leaves when it has finished {long.id}", "predict@one leaves now"]
     # Waiting for answers takes longer than the grace of a worker that is stopped.
     wait_until(lambda: not site.answering(), what="nodes that answer no more")
@@ -64,8 +64,9 @@ def test_a_drained_worker_finishes_its_job_and_leaves_the_others(site: Site) -> 
 
 def test_a_worker_that_is_stopped_ends_with_its_job(site: Site) -> None:
     """And does not wait for the end of the grace, nor for that of another job."""
+    site.environment["MORPHEO_SWEEP_S"] = "3600"  # or what is published just now is published twice
     process = site.start("one", MORPHEO_STOP_GRACE_S="600")
-    spec = site.order(held=True)
+    spec = site.order(held=True, published=True)
     site.wait_for_step(spec.id, "train")
     process.terminate()
     wait_until(lambda: "told to stop" in site.log("one"), what="the grace")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import select
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -57,15 +58,20 @@ class Connection:
     def exchange(self, method: str, path: str, headers: Iterable[str], body: bytes = b"") -> Answer:
         """Send a request whose headers follow ``Host`` in this order, and read the answer."""
         head = "\r\n".join([f"{method} {path} HTTP/1.1", self._host, *headers, "", ""])
+        if select.select([self._socket], [], [], 0)[0]:  # the service has hung up: nobody had asked it for a while
+            self._connect_again()
         self._socket.sendall(head.encode("ascii") + body)
         response = http.client.HTTPResponse(self._socket, method=method)
         response.begin()
         answer = Answer(f"HTTP/1.1 {response.status} {response.reason}", response.headers, response.read())
         assert response.version == 11
         if response.will_close:
-            self._socket.close()
-            self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=20)
+            self._connect_again()
         return answer
+
+    def _connect_again(self) -> None:
+        self._socket.close()
+        self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=20)
 
 
 class GoClient(Connection):

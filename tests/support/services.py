@@ -56,11 +56,16 @@ def answers(url: str) -> bool:
         return False
 
 
+#: What `free_port` has returned in this process.
+_given: set[int] = set()
+
+
 def free_port() -> int:
     """
     Return a port that nothing listens on; its neighbour 10,000 above is free too (SeaweedFS takes it for gRPC).
 
-    Processes of a run with pytest-xdist share no ports: between this and the server's start another could take it.
+    Processes of a run with pytest-xdist share no ports: between this and the server's start another could take it. Nor
+    do two calls: the system may name a port twice before a server has it.
     """
     count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     index = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -68,12 +73,13 @@ def free_port() -> int:
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))
             port = int(first.getsockname()[1])
-            if port // 2 % count != index % count:  # the system prefers odd ones
+            if port in _given or port // 2 % count != index % count:  # the system prefers odd ones
                 continue
             try:
                 second.bind(("127.0.0.1", port + 10_000))
             except (OSError, OverflowError):
                 continue
+            _given.add(port)
             return port
 
 

@@ -43,6 +43,15 @@ from morpheo.specs import spec_from_dict
 from morpheo.tasks import process_resources
 process_resources().jobs.submit(spec_from_dict(JobKind.LEARN, json.loads(input())))
 """
+# Only nodes that answer in time are drained, and where many tests run two seconds are little.
+_DRAIN = """
+import sys
+from morpheo.cli import main
+from morpheo.tasks import control
+control.ANSWER_S = 6
+sys.argv[1:] = ["workers", "drain", input()]
+main()
+"""
 
 
 @dataclass
@@ -95,6 +104,10 @@ class Site:
     def workers(self) -> dict[str, dict[str, Any]]:
         """Return what `morpheo workers list` shows, by node."""
         return {node["name"]: node for node in json.loads(self.cli("workers", "list", "--json"))}
+
+    def drain(self, name: str) -> str:
+        """Return what `morpheo workers drain` prints, with more time for nodes to answer."""
+        return self.python(_DRAIN, name)
 
     def answering(self) -> set[str]:
         """Return the names of the nodes that answer within a second, without a process of its own as `workers` has."""

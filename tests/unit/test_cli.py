@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from morpheo.cli import COMMANDS, main, morpheo
 from morpheo.cli.common import EXIT_UNAVAILABLE, EXIT_USAGE
 from morpheo.config import Settings
+from tests.support.services import free_port
 
 
 @pytest.fixture
@@ -110,6 +111,12 @@ def test_dev_says_which_port_is_taken(
     error = capsys.readouterr().err
     assert f"port {taken_port} is taken" in error
     assert "--storage-port" in error
+
+
+def test_dev_gives_no_port_to_two_services(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    port = free_port()
+    assert run_main(monkeypatch, "dev", f"--compute-port={port}", f"--storage-port={port}") == EXIT_USAGE
+    assert f"port {port} is taken" in capsys.readouterr().err
 
 
 # docker-py leaves the socket of a failed connection to the garbage collector.
