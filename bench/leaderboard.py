@@ -21,6 +21,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the service does
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import SecretStr
 from sqlalchemy import insert
 
 from morpheo.api.orchestrator import create_orchestrator_app
@@ -109,7 +110,7 @@ def main() -> None:
     """Measure and print."""
     for name, skill in SKILLS.items():
         with tempfile.TemporaryDirectory() as folder:
-            resources = Resources(Settings(data_dir=Path(folder)), RecordingPublisher())
+            resources = Resources(Settings(data_dir=Path(folder), password=SecretStr("p")), RecordingPublisher())
             migrate.upgrade(resources.database)
             measure(name, resources, Challenge(resources.database, skill))
             resources.database.close()

@@ -166,15 +166,22 @@ class PacedSocket(socket.socket):
             ConnectionResetError: the client takes too little of it.
         """
         limit = self.gettimeout()
-        view = memoryview(data)
+        left = memoryview(data)
         try:
-            self.settimeout(PATIENCE_S)
-            for start in range(0, len(view), SLICE):
-                super().sendall(view[start : start + SLICE], flags)
+            while left:
+                left = left[self._send_slice(left, flags) :]
         except TimeoutError as exc:
             raise ConnectionResetError(errno.ECONNRESET, f"{SLICE} bytes were not taken in {PATIENCE_S:g} s") from exc
         finally:
             self.settimeout(limit)
+
+    def _send_slice(self, data: memoryview, flags: int) -> int:
+        # What the system takes at once may be much more.
+        sent, give_up = 0, time.monotonic() + PATIENCE_S
+        while sent < min(SLICE, len(data)):
+            self.settimeout(max(give_up - time.monotonic(), 0.001))
+            sent += super().send(data[sent:], flags)
+        return sent
 
 
 class _Connection(TConn):

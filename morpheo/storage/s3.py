@@ -26,6 +26,8 @@ MAX_PARTS = 10_000
 PARALLEL_PARTS = 2
 #: How often a download that breaks off without a byte is resumed.
 RESUMES = 3
+#: Pieces of a download that arrive with at least so many bytes are passed on as they are: to join them costs more.
+LARGE = 64 << 10
 #: What servers answer that have no room.
 _FULL = ("XMinioStorageFull", "InsufficientStorage", "StorageFull", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded")
 
@@ -310,6 +312,9 @@ class _Download:
             if not read:
                 break
             broken = 0
+            if len(read) >= LARGE and not piece:
+                yield read
+                continue
             piece += read
             if len(piece) >= CHUNK_SIZE:
                 yield bytes(piece)

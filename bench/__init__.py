@@ -1,0 +1,1 @@
+"""What Morpheo costs, as ratios measured side by side."""
