@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from bench import leaderboard, transfer
-from tests.support.services import S3Server
 
 
 def test_the_benchmark_of_the_leaderboard_runs(
@@ -18,10 +17,8 @@ def test_the_benchmark_of_the_leaderboard_runs(
 
 
 @pytest.mark.s3
-def test_the_benchmark_of_transfers_runs(
-    s3: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert s3.pid  # it starts one of its own, where one can be
+@pytest.mark.usefixtures("s3")  # it starts one of its own, where one can be
+def test_the_benchmark_of_transfers_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in {"SIZE": 3 * transfer.MIB, "TURNS": 1}.items():
         monkeypatch.setattr(transfer, name, value)
     transfer.main()
